@@ -1,0 +1,1 @@
+"""The wiring: Prefect flows, their parameter models, profiles and the command line."""

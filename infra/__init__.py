@@ -1,0 +1,1 @@
+"""What runs around the flows: local stack, containers, cluster files, service."""

@@ -1,0 +1,1 @@
+"""Networks, losses and samplers of the model families, in plain PyTorch."""

@@ -1,0 +1,1 @@
+"""The steps of the pipeline: plain functions that do one thing, with their thin Prefect tasks beside them."""
