@@ -181,6 +181,8 @@ class BuildContext:
     """Persistent keys of the training videos, sorted (rows of per-video tables)."""
     start_from: Path | None = None
     """Folder that an earlier stage exported."""
+    face: Face | None = None
+    """The person that a stage for one person is about; None when such a stage is resumed from a checkpoint."""
 
 
 class Family(ABC):

@@ -69,6 +69,9 @@ class Wav2VecSettings(Settings):
         "pretrained", description="random makes a small untrained network (an explicit choice, tagged)."
     )
     hub_id: str = Field("facebook/wav2vec2-base-960h", description="Hugging Face id of the pretrained network.")
+    revision: str = Field("22aad52d435eb6dbaf354bdad9b0da84ce7d6156", description="Commit of the pretrained network at its hub.")
+    path: str | None = Field(None, description="Folder with config.json and model.safetensors, instead of the hub's.")
+    device: str = Field("auto", description="auto takes a GPU where there is one; cpu or cuda. Changes nothing that is stored.")
     random_layers: int = Field(3, ge=1, le=24, description="Layers of the random network.")
     random_width: int = Field(32, ge=16, le=1024, multiple_of=16, description="Width of the random network.")
 
@@ -148,7 +151,20 @@ class TrainSettings(Settings):
     validate_batches: int = Field(4, ge=1, description="Held-out batches per validation.")
     preview_every: int = Field(500, ge=1, description="Steps from one preview grid to the next.")
     checkpoint_every: int = Field(500, ge=1, description="Steps from one checkpoint to the next.")
+    max_failures: int = Field(2, ge=0, description="Times that dead workers are replaced, going on from the newest checkpoint.")
     threads: int = Field(0, ge=0, description="Torch threads per worker on CPU; 0 shares the cores among the workers.")
+
+
+class EvaluateSettings(Settings):
+    """How a model is measured on held-out clips."""
+
+    max_clips: int = Field(50, ge=1, description="Held-out clips, taken in turn from every identity and its videos.")
+    max_frames: int = Field(100, ge=3, description="Frames taken of each clip, from its beginning.")
+    grid_clips: int = Field(4, ge=1, le=16, description="Clips shown as pictures and videos in the report.")
+    grid_frames: int = Field(4, ge=1, le=16, description="Frames per clip in the picture.")
+    landmarks: LandmarkSettings = Field(LandmarkSettings(), description="Landmarker that measures truth and result alike.")
+    landmark_side: int = Field(256, ge=32, description="Smaller frames are enlarged to this side for the landmarker, the true ones too.")
+    seed: int = Field(0, ge=0, description="Seed handed to the synthesizer.")
 
 
 def fingerprint_of(value: object) -> str:
