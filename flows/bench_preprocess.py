@@ -57,7 +57,10 @@ class PreprocessBench:
             for step, seconds in sorted(self.steps.items(), key=lambda item: -item[1])
         ]
         rows += [
-            ("every step alone", f"{self.alone_frames / whole:.1f} frames/s on one core ({self.alone_videos} videos, {self.alone_frames} frames)"),
+            (
+                "every step alone",
+                f"{self.alone_frames / whole:.1f} frames/s on one core ({self.alone_videos} videos, {self.alone_frames} frames)",
+            ),
             ("limit", f"{self.limit:.1f} frames/s on {self.workers} cores (sum of parts)"),
             ("achieved", f"{self.achieved:.1f} frames/s ({self.videos} videos, {self.frames} frames, {self.seconds:.1f} s)"),
         ]

@@ -88,7 +88,7 @@ def inspect(
 
     from flows.profiles import parse_overrides
     from flows.settings import pipeline_settings
-    from tasks.contact_sheet import inspect as draw
+    from flows.steps import draw_inspection
     from tasks.dataset import Dataset
     from tasks.inspect_dataset import render, summarise
 
@@ -98,9 +98,7 @@ def inspect(
         typer.echo(json.dumps(summarise(opened, filters).as_dict(), indent=1))
         return
     with ProgressBoard(console) as board:
-        bar = board.bar("contact sheet")
-        inspection = draw(opened, out or place.root / "inspection", filters=filters, clips=clips, progress=bar)
-        bar.finish()
+        inspection = draw_inspection(dataset, filters, place, board.bar("contact sheet"), out=out, clips=clips)
     console.print(render(inspection.summary))
     console.print(f"contact sheet: {inspection.sheet}\npage: {inspection.page}", soft_wrap=True)
 

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 
-from flows.console import DEFAULT_WORKSPACE, DebugOption, ProfileOption, SetOption, WorkspaceOption, console, start
+from flows.console import DEFAULT_WORKSPACE, DebugOption, ProfileOption, SetOption, WorkspaceOption, console, show_plan, start
+from flows.progress import ProgressBoard
+
+if TYPE_CHECKING:
+    from flows.settings import FamilySettings
+    from flows.steps import DataSettings
 
 weights_app = typer.Typer(no_args_is_help=True, help="Pretrained files: what is declared, what is here, and fetching it.")
 
@@ -39,6 +45,160 @@ def families(
                 first = (stage["name"], stage["view"], ", ".join(stage["features"]) or "-") if row == 0 else ("", "", "")
                 table.add_row(*first, network, f"{parameters:,}")
         console.print(table)
+
+
+def train(
+    family: Annotated[str, typer.Argument(help="fewshot; see `flows families`.")],
+    dataset: Annotated[str, typer.Option("--dataset", help="Dataset folder or URL.")],
+    stage: Annotated[str | None, typer.Option("--stage", help="One stage; all stages of the pipeline otherwise.")] = None,
+    start_from: Annotated[Path | None, typer.Option("--start-from", help="Folder that an earlier stage exported.")] = None,
+    profile: ProfileOption = "default",
+    overrides: SetOption = None,
+    workspace: WorkspaceOption = DEFAULT_WORKSPACE,
+    debug: DebugOption = False,
+) -> None:
+    """Train a family; run the same command again to go on where it stopped. Settings: config.*, train.*, filters.*, split.*."""
+    place = start(workspace)
+    from flows.steps import load_model, train_stage
+
+    chosen, data, settings = _model_settings(family, stage, profile, overrides)
+    if not chosen:
+        raise ValueError(f"family {family} has no stage that a pipeline runs; name one with --stage")
+    from flows.settings import stage_settings
+
+    with ProgressBoard(console) as board:
+        for name in chosen:
+            resolved = stage_settings(family, name, profile, settings)
+            show_plan(f"train {family} {name}", [("profile", profile), *resolved.train.model_dump().items()])
+            outcome = train_stage(resolved, dataset, data, place, profile, board.bar(f"train {family} {name}"), start_from)
+            start_from = outcome.export
+    show_plan(
+        "done",
+        [
+            ("steps", outcome.step),
+            ("metrics", ", ".join(f"{name} {value:.4g}" for name, value in outcome.metrics.items() if name.startswith("val"))),
+            ("exported model", load_model(str(outcome.export), place).folder),
+            ("MLflow run", outcome.run_id),
+            ("look at it", f"mlflow ui --backend-store-uri {place.tracking_uri}"),
+            ("next", f"python -m flows evaluate {outcome.export} --dataset {dataset} --profile {profile}"),
+        ],
+    )
+
+
+def evaluate(
+    model_uri: Annotated[
+        str, typer.Argument(metavar="MODEL", help="models:/NAME@ALIAS, models:/NAME/VERSION, runs:/RUN/model or an exported folder.")
+    ],
+    dataset: Annotated[str, typer.Option("--dataset", help="Dataset folder or URL; its held-out clips are used.")],
+    out: Annotated[Path | None, typer.Option("--out", help="Folder of the report.")] = None,
+    register: Annotated[bool, typer.Option("--register", help="Register the model and let the gate decide about champion.")] = False,
+    profile: ProfileOption = "default",
+    overrides: SetOption = None,
+    workspace: WorkspaceOption = DEFAULT_WORKSPACE,
+    debug: DebugOption = False,
+) -> None:
+    """Measure a model on held-out clips beside truth and baseline. Settings: evaluate.*, filters.*, split.*."""
+    place = start(workspace)
+    from flows.profiles import parse_overrides
+    from flows.settings import pipeline_settings
+    from flows.steps import DataSettings, evaluate_model, load_model, register_model, show_report
+    from tasks.train_request import TrainOutcome
+
+    settings = pipeline_settings(profile, parse_overrides(overrides or ()))
+    data = DataSettings(filters=settings.filters, split=settings.split)
+    model = load_model(model_uri, place)
+    with ProgressBoard(console) as board:
+        report = evaluate_model(model, dataset, data, settings.evaluate, place, board.bar("evaluate"), out)
+        if register:
+            outcome = TrainOutcome.read(model.folder.parent)
+            if outcome is None:
+                raise ValueError(f"{model_uri} is no exported folder of a training run; only those can be registered")
+            registered = register_model(outcome, report, dataset, data, settings.evaluate, place, board.bar("register"))
+    console.print(show_report(report))
+    console.print(report.verdict.sentence)
+    if register:
+        console.print(f"{registered.version.uri}: {registered.reason}")
+    console.print(f"report: {report.page}", soft_wrap=True)
+
+
+def generate(
+    model_uri: Annotated[
+        str, typer.Argument(metavar="MODEL", help="models:/NAME@ALIAS, models:/NAME/VERSION, runs:/RUN/model or an exported folder.")
+    ],
+    face: Annotated[Path, typer.Option("--face", help="Photo, folder of photos, or video of the person.")],
+    out: Annotated[Path, typer.Option("--out", help="The mp4 to write.")],
+    driver: Annotated[Path | None, typer.Option("--driver", help="Video that moves the face (families driven by landmarks).")] = None,
+    audio: Annotated[Path | None, typer.Option("--audio", help="Sound that moves the face (families driven by audio).")] = None,
+    references: Annotated[int, typer.Option(min=1, help="Most pictures of the face to use.")] = 8,
+    side_by_side: Annotated[bool, typer.Option("--side-by-side", help="Show reference and driver beside the result.")] = False,
+    size: Annotated[int | None, typer.Option(min=32, max=2048, help="Side of the made frames; the model's own otherwise.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of models that draw noise.")] = 0,
+    workspace: WorkspaceOption = DEFAULT_WORKSPACE,
+    debug: DebugOption = False,
+) -> None:
+    """Make a video: a face, moved by a driving video or a sound."""
+    place = start(workspace)
+    from flows.steps import load_model, make_video
+
+    model = load_model(model_uri, place)
+    with ProgressBoard(console) as board:
+        options = {"references": references, "side_by_side": side_by_side, "size": size, "seed": seed}
+        made = make_video(model, face, driver, audio, out, board.bar("generate"), **options)
+    for note in made.notes:
+        console.print(f"note: {note}")
+    console.print(
+        f"{made.path}: {made.frames} frames, {made.seconds:.1f} s, {made.width}x{made.height}, {'with' if made.sound else 'without'} sound"
+    )
+
+
+def pipeline(
+    videos: Annotated[list[str], typer.Argument(help="Folders, video files, CSV or Parquet manifests; paths or URLs such as s3://.")],
+    families: Annotated[str | None, typer.Option("--families", help="Comma-separated; all otherwise.")] = None,
+    dataset: Annotated[str | None, typer.Option("--dataset", help="Dataset folder or URL; inside the workspace otherwise.")] = None,
+    profile: ProfileOption = "default",
+    overrides: SetOption = None,
+    workspace: WorkspaceOption = DEFAULT_WORKSPACE,
+    debug: DebugOption = False,
+) -> None:
+    """Run everything as one Prefect flow: preprocess, train, evaluate, register, generate. Settings: see the profiles."""
+    import os
+
+    os.environ["TALKING_HEADS_WORKSPACE"] = str(workspace.expanduser().resolve())
+    place = start(workspace)
+    from flows.pipeline import PipelineParameters
+    from flows.pipeline import pipeline as run
+    from flows.profiles import resolve
+
+    content: dict[str, object] = {"videos": videos, "profile": profile, "dataset": dataset, "settings": overrides or []}
+    if families:
+        content["families"] = [name.strip() for name in families.split(",")]
+    result = run(resolve(PipelineParameters, content))
+    rows: list[tuple[str, object]] = [("dataset", f"{result.dataset} ({result.clips} clips)"), ("contact sheet", result.inspection)]
+    for made in result.families:
+        rows += [(made.family, f"{made.model_uri}, {made.gate}"), ("  report", made.report), ("  video", made.video)]
+    rows.append(("runs and models", f"mlflow ui --backend-store-uri {place.tracking_uri}"))
+    rows.append(("flow runs", f"PREFECT_HOME={os.environ['PREFECT_HOME']} prefect server start"))
+    show_plan("where to look", rows)
+
+
+def _model_settings(
+    family: str, stage: str | None, profile: str, overrides: list[str] | None
+) -> tuple[list[str], DataSettings, FamilySettings]:
+    """Stages to train, data settings and family settings from `--set config.* train.* filters.* split.*`."""
+    from flows.profiles import SettingsError, parse_overrides
+    from flows.settings import FamilySettings, pipeline_settings
+    from flows.steps import DataSettings
+    from models.registry import family as family_named
+
+    known = family_named(family)
+    chosen = [known.stage(stage).name] if stage else [each.name for each in known.stages if each.in_pipeline]
+    given = parse_overrides(overrides or ())
+    unknown = set(given) - {"config", "train", "filters", "split"}
+    if unknown:
+        raise SettingsError(f"{unknown.pop()}: settings of train start with config, train, filters or split")
+    settings = pipeline_settings(profile, {name: given[name] for name in ("filters", "split") if name in given})
+    train = {name: given.get("train", {}) for name in chosen}
+    return chosen, DataSettings(filters=settings.filters, split=settings.split), FamilySettings(config=given.get("config", {}), train=train)
 
 
 @weights_app.command("list")
@@ -73,7 +233,6 @@ def weights_fetch(
 ) -> None:
     """Download pretrained files into the workspace, checked against their declared hashes."""
     place = start(workspace)
-    from flows.progress import ProgressBoard
     from models.weights import WeightsStore
 
     store = WeightsStore(place.weights)

@@ -5,10 +5,12 @@ Every function takes a `Bar` and brings it up to date; none knows whether Prefec
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
+
+from rich.table import Table
 
 from flows.progress import Bar
 from flows.settings import StageSettings
@@ -17,14 +19,20 @@ from tasks.settings import EvaluateSettings, FilterSettings, PreprocessSettings,
 
 if TYPE_CHECKING:
     from models.weights import WeightsStore
+    from tasks.contact_sheet import Inspection
     from tasks.dataset import Dataset
     from tasks.evaluation_report import EvaluationReport
     from tasks.features import FeatureResult
     from tasks.generate import GeneratedVideo
     from tasks.preprocess import PreprocessPlan, PreprocessResult, Progress
-    from tasks.registry import LoadedModel, ModelVersion
+    from tasks.registry import LoadedModel, RegisteredVersion
+    from tasks.splits import Selected
     from tasks.tracking import TrackingSettings
     from tasks.train_request import TrainOutcome, TrainProgress
+
+
+PRIMARY_METRIC = "lmd"
+"""The metric that the gate compares; lower is better."""
 
 
 class DataSettings(Settings):
@@ -59,10 +67,25 @@ def build_features(dataset: str, settings: PreprocessSettings, place: Workspace,
     return result
 
 
+def draw_inspection(
+    dataset: str, filters: FilterSettings, place: Workspace, bar: Bar, *, out: Path | None = None, clips: int = 24
+) -> Inspection:
+    """Draw the contact sheet and the page of a dataset."""
+    from tasks.contact_sheet import inspect
+    from tasks.dataset import Dataset
+
+    inspection = inspect(Dataset.open(dataset), out or place.root / "inspection", filters=filters, clips=clips, progress=bar)
+    bar.finish(f"{inspection.page}")
+    return inspection
+
+
 def train_stage(
     stage: StageSettings, dataset: str, data: DataSettings, place: Workspace, profile: str, bar: Bar, start_from: Path | None = None
 ) -> TrainOutcome:
-    """Train one stage in an MLflow run; the same settings on the same dataset go on where they stopped, and a finished run is not repeated."""
+    """Train one stage in an MLflow run.
+
+    The same settings on the same dataset go on where they stopped, and a finished run is not repeated.
+    """
     from tasks.checkpoints import write_json
     from tasks.dataset import Dataset
     from tasks.ray_train import train
@@ -105,9 +128,11 @@ def train_stage(
     folder.mkdir(parents=True, exist_ok=True)
     marker.write_text(run_id)
     write_json(folder / "request.json", request.model_dump(mode="json"))
-    status = "FAILED"
+    status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
     try:
-        outcome = train(request.model_copy(update={"folder": folder, "run_id": run_id}), lambda message: _show(message, bar), tracking=tracking)
+        outcome = train(
+            request.model_copy(update={"folder": folder, "run_id": run_id}), lambda message: _show(message, bar), tracking=tracking
+        )
         status = "FINISHED" if outcome.status == "finished" else "KILLED"
     finally:
         finish_run(tracking, run_id, status)
@@ -142,3 +167,164 @@ def tracking_settings(place: Workspace) -> TrackingSettings:
 
     uri = place.tracking_uri
     return TrackingSettings(uri=uri, artifacts=place.artifacts.as_uri() if uri.startswith("sqlite:") else None)
+
+
+def held_out_clips(dataset: Dataset, data: DataSettings) -> tuple[Selected, ...]:
+    """Clips that no training with these settings saw."""
+    from tasks.splits import select
+
+    return select(dataset, "clips", data.filters, data.split).held_out
+
+
+def evaluate_model(
+    model: LoadedModel, dataset: str, data: DataSettings, settings: EvaluateSettings, place: Workspace, bar: Bar, out: Path | None = None
+) -> EvaluationReport:
+    """Measure a model on held-out clips beside truth and baseline; the report goes into `out` and into the model's MLflow run."""
+    from tasks.dataset import Dataset
+    from tasks.evaluate import evaluate
+    from tasks.provenance import ModelIdentity
+    from tasks.tracking import log_files, log_metrics
+
+    opened = Dataset.open(dataset)
+    report = evaluate(
+        family=model.family,
+        config=model.config,
+        synthesizer=model.synthesizer,
+        dataset=opened,
+        selection=held_out_clips(opened, data),
+        out=out or place.evaluations / f"{model.family.name}-{model.run_id or 'unregistered'}",
+        settings=settings,
+        model=ModelIdentity(family=model.family.name, uri=model.uri, version=str(model.version or ""), run_id=model.run_id or ""),
+        weights=_digests(model.record["weights"]),
+        progress=bar,
+    )
+    if model.run_id:
+        tracking = tracking_settings(place)
+        log_files(tracking, model.run_id, [report.folder], "evaluation")
+        rows = {f"evaluation.{row.name}.{metric}": value for row in report.rows for metric, value in report.values(row.name).items()}
+        log_metrics(tracking, model.run_id, rows)
+    bar.finish(report.verdict.sentence)
+    return report
+
+
+def _digests(tags: Mapping[str, str]) -> dict[str, str]:
+    """sha256 by name of pretrained files, from a run's tags."""
+    suffix = ".sha256"
+    return {name.removeprefix("weights.").removesuffix(suffix): value for name, value in tags.items() if name.endswith(suffix)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Registered:
+    """A version in the registry, and what the gate said."""
+
+    version: RegisteredVersion
+    champion: bool
+    reason: str
+    """Why it was, or was not, promoted."""
+
+
+def register_model(
+    outcome: TrainOutcome,
+    report: EvaluationReport,
+    dataset: str,
+    data: DataSettings,
+    settings: EvaluateSettings,
+    place: Workspace,
+    bar: Bar,
+) -> Registered:
+    """Make an evaluated model the registry's `challenger`, and `champion` where the gate lets it through.
+
+    The gate: the model beats its baseline, and where there is a champion already, it is at least as good as that one on the same
+    held-out clips.
+    """
+    from tasks.registry import CHAMPION, promote, register, versions
+
+    tracking = tracking_settings(place)
+    if outcome.export is None or outcome.run_id is None:
+        raise ValueError(f"the run in {outcome.folder} exported no model, or has no MLflow run")
+    before = [version for version in versions(experiment_name_of(report), tracking=tracking) if outcome.run_id == version.run_id]
+    version = before[0] if before else register(outcome.export, tracking=tracking, run_id=outcome.run_id, metrics=report.values())
+    champions = [other for other in versions(version.name, tracking=tracking) if CHAMPION in other.aliases]
+    passes, reason = _gate(report, champions[0] if champions else None, version, dataset, data, settings, place, bar)
+    if passes:
+        version = promote(version.name, version.version, tracking=tracking)
+    bar.finish(f"{version.name} version {version.version}: {reason}")
+    return Registered(version=version, champion=passes, reason=reason)
+
+
+def experiment_name_of(report: EvaluationReport) -> str:
+    """Name of the registered model that a report is about."""
+    from tasks.tracking import experiment_name
+
+    return experiment_name(report.header.model.family)
+
+
+def _gate(
+    report: EvaluationReport,
+    champion: RegisteredVersion | None,
+    version: RegisteredVersion,
+    dataset: str,
+    data: DataSettings,
+    settings: EvaluateSettings,
+    place: Workspace,
+    bar: Bar,
+) -> tuple[bool, str]:
+    if not report.beats_baseline:
+        return False, f"stays challenger: {report.verdict.sentence}"
+    if champion is None:
+        return True, "champion: it beats its baseline and is the first"
+    if champion.version == version.version:
+        return True, "is the champion already"
+    held = evaluate_model(load_model(champion.uri, place), dataset, data, settings, place, bar)
+    ours, theirs = report.values()[PRIMARY_METRIC], held.values().get(PRIMARY_METRIC, float("inf"))
+    if ours <= theirs:
+        return True, f"champion: {PRIMARY_METRIC} {ours:.4f} against {theirs:.4f} of version {champion.version}"
+    return False, f"stays challenger: {PRIMARY_METRIC} {ours:.4f} against {theirs:.4f} of the champion, version {champion.version}"
+
+
+def load_model(uri: str, place: Workspace) -> LoadedModel:
+    """A model by registry URI, run URI or exported folder."""
+    from tasks.registry import load
+
+    return load(uri, tracking=tracking_settings(place), cache=place.root / "models")
+
+
+def make_video(
+    model: LoadedModel, face: Path, driver: Path | None, audio: Path | None, out: Path, bar: Bar, **options: Any
+) -> GeneratedVideo:
+    """Show the face moved by the driver or the audio, as an mp4."""
+    from tasks.generate import generate
+
+    made = generate(
+        model, face=face, driver=driver, audio=audio, out=out, progress=lambda what, done, total: bar(done, total, what), **options
+    )
+    bar.finish(f"{made.frames} frames in {made.elapsed:.1f} s")
+    return made
+
+
+def example_inputs(dataset: str, data: DataSettings) -> tuple[Path, Path]:
+    """A (face, driver) pair to show a model with: a held-out video of a person, and another video of the same person where there is one.
+
+    Returns local paths of source videos.
+    """
+    from tasks.dataset import Dataset
+
+    opened = Dataset.open(dataset)
+    rows = {row["key"]: row for row in opened.clips().select(["key", "identity", "uri"]).to_pylist()}
+    driver = rows[held_out_clips(opened, data)[0].key]
+    same = [row["uri"] for row in rows.values() if row["identity"] == driver["identity"] and row["uri"] != driver["uri"]]
+    return Path(same[0] if same else driver["uri"]), Path(driver["uri"])
+
+
+def show_report(report: EvaluationReport) -> Table:
+    """The report's table for a terminal."""
+    from tasks.evaluation_report import Score
+
+    table = Table(title="evaluation", title_justify="left")
+    table.add_column("")
+    for metric in report.metrics:
+        table.add_column(f"{metric.title} {'↑' if metric.higher_is_better else '↓'}", justify="right")
+    for row in report.rows:
+        cells = [row.scores.get(metric.name) for metric in report.metrics]
+        table.add_row(row.name, *(f"{cell.mean:.4f}" if isinstance(cell, Score) else "-" for cell in cells))
+    return table

@@ -76,7 +76,6 @@ def prepare_environment(workspace: Workspace) -> None:
         "TRANSFORMERS_VERBOSITY": "error",
         "GLOG_minloglevel": "2",
         "TF_CPP_MIN_LOG_LEVEL": "3",
-        "NUMBA_DISABLE_JIT": "1",
     }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)

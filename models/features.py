@@ -65,11 +65,12 @@ class VggFeatures(nn.Module):
             stages.append(nn.ModuleList(nn.Conv2d(inputs if i == 0 else width, width, 3, padding=1) for i in range(count)))
             inputs = width
         self.stages = nn.ModuleList(stages)
+        self._layers: tuple[tuple[nn.Module, ...], ...] = tuple(tuple(stage) for stage in stages)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 # He's rule keeps random features alive through 13 ReLUs; loaded weights replace it.
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-                nn.init.zeros_(module.bias)
+                nn.init.zeros_(module.get_parameter("bias"))
         self.register_buffer("mean", torch.tensor(input_format.mean).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(input_format.std).view(1, 3, 1, 1))
         self.requires_grad_(False)
@@ -82,7 +83,7 @@ class VggFeatures(nn.Module):
         """
         state = {_canonical(name, self.depth): value for name, value in load_state(path).items()}
         own = {}
-        for s, stage in enumerate(self.stages):
+        for s, stage in enumerate(self._layers):
             for c, layer in enumerate(stage):
                 for kind in ("weight", "bias"):
                     name = f"conv{s + 1}_{c + 1}.{kind}"
@@ -106,7 +107,7 @@ class VggFeatures(nn.Module):
         """images [B, 3, H, W], RGB in -1..1 -> five feature maps."""
         x = self.normalise(images)
         features = []
-        for s, stage in enumerate(self.stages):
+        for s, stage in enumerate(self._layers):
             if s > 0:
                 x = F.max_pool2d(x, 2)
             for c, layer in enumerate(stage):

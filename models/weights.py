@@ -242,8 +242,7 @@ class WeightsStore:
             try:
                 _download(file, target, progress)
             except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
-                reason = getattr(error, "reason", error)
-                raise MissingWeights(self._missing(row, f"the download of {file.url} failed: {reason}")) from error
+                raise MissingWeights(self._missing(row, f"the download of {file.url} failed: {error}")) from error
         return place
 
     def record(self, name: str, origin: Origin) -> None:

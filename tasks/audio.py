@@ -96,7 +96,7 @@ def _pieces(container: InputContainer, first: float, last: float | None) -> tupl
     rate = stream.codec_context.sample_rate
     if first > SEEK_BACK_SECONDS:
         zero = _time_zero(container)
-        container.seek(max(0, int((first + zero - SEEK_BACK_SECONDS) / stream.time_base)), stream=stream, backward=True)
+        container.seek(max(0, int((first + zero - SEEK_BACK_SECONDS) / float(stream.time_base or 1))), stream=stream, backward=True)
         pieces = list(_decode(container, first, last))
         if pieces and pieces[0][0] <= first:
             return pieces, rate
@@ -114,7 +114,7 @@ def _decode(container: InputContainer, first: float, last: float | None) -> Iter
     to_float = av.AudioResampler(format="fltp", rate=rate)
     clock: float | None = None
     for frame in container.decode(stream):
-        clock = float(frame.pts * frame.time_base) - zero if frame.pts is not None else (clock or 0.0)
+        clock = float(frame.pts * frame.time_base) - zero if frame.pts is not None and frame.time_base is not None else (clock or 0.0)
         if last is not None and clock >= last:
             return
         duration = frame.samples / frame.sample_rate
@@ -128,7 +128,7 @@ def _time_zero(container: InputContainer) -> float:
     """Presentation time of the first picture, or of the first sound where there are no pictures."""
     streams = container.streams.video or container.streams.audio
     stream = streams[0]
-    return float(stream.start_time * stream.time_base) if stream.start_time is not None else 0.0
+    return float(stream.start_time * stream.time_base) if stream.start_time is not None and stream.time_base is not None else 0.0
 
 
 def _on_one_line(pieces: list[tuple[float, Waveform]], rate: int, first: float, last: float) -> Waveform:
@@ -150,8 +150,6 @@ def _on_one_line(pieces: list[tuple[float, Waveform]], rate: int, first: float, 
 def _resample(sound: Waveform, rate: int) -> Waveform:
     if rate == SAMPLE_RATE or not len(sound):
         return sound
-    # What librosa.resample(res_type="soxr_hq") calls. Importing librosa.resample itself compiles for 14 s in a fresh
-    # environment, and raises where NUMBA_DISABLE_JIT is set (librosa 0.11, numba 0.6x).
-    import soxr
+    import librosa
 
-    return np.asarray(soxr.resample(sound, rate, SAMPLE_RATE, quality="HQ"), np.float32)
+    return np.asarray(librosa.resample(sound, orig_sr=rate, target_sr=SAMPLE_RATE, res_type="soxr_hq"), np.float32)

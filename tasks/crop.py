@@ -88,15 +88,16 @@ def crop_image(image: Image, box: CropBox, size: int) -> Image:
     left, right = _inside(box.x, box.side, width)
     top, bottom = _inside(box.y, box.side, height)
     cut = image[top:bottom, left:right]
-    borders = (top - box.y, box.y + box.side - bottom, left - box.x, box.x + box.side - right)
+    borders = [max(0, border) for border in (top - box.y, box.y + box.side - bottom, left - box.x, box.x + box.side - right)]
     # Far outside the picture nothing but the nearest edge pixel is left; the borders then reach one further than the box.
-    if any(border > 0 for border in borders):
-        cut = cv2.copyMakeBorder(cut, *(max(0, border) for border in borders), borderType=cv2.BORDER_REPLICATE)
+    if any(borders):
+        above, below, before, after = borders
+        cut = cv2.copyMakeBorder(cut, above, below, before, after, cv2.BORDER_REPLICATE).astype(np.uint8, copy=False)
         cut = cut[: box.side, : box.side]
     if box.side == size:
         return np.array(cut, np.uint8, order="C", copy=True)
     method = cv2.INTER_AREA if box.side > size else cv2.INTER_CUBIC
-    return cv2.resize(np.ascontiguousarray(cut), (size, size), interpolation=method)
+    return cv2.resize(np.ascontiguousarray(cut), (size, size), interpolation=method).astype(np.uint8, copy=False)
 
 
 def crop_points(points: Points, box: CropBox, size: int) -> Points:

@@ -66,6 +66,7 @@ def _panel(axis: Axes, title: str, curves: dict[str, Points]) -> None:
         )
     axis.set_title(title, fontsize=10)
     axis.set_xlabel("step", fontsize=8)
+    axis.xaxis.get_major_locator().set_params(integer=True)
     axis.tick_params(labelsize=8)
     axis.grid(alpha=0.3)
     if any(name.startswith(("train/", "validation/")) for name in curves):

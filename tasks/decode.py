@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,14 +99,25 @@ class FrameReader:
             message = f"{facts.width}x{facts.height} is too small for a face; {SMALLEST_SIDE} pixels a side are needed"
             raise VideoRejected(RejectCode.FACE_TOO_SMALL, "decode", message)
         self._path = str(path)
-        self._turns = quarter_turns_left(self._path, facts)
+        self._salvaged: tempfile.TemporaryDirectory[str] | None = None
         upright = (facts.height, facts.width)
         self._size = scaled_size(upright, short_side)
-        self._reader = self._open()
+        try:
+            self._turns = quarter_turns_left(self._path, facts)
+            self._reader = self._open()
+        except VideoRejected:
+            # decord refuses a file whose last packet is cut in two; what comes before it is copied out and read.
+            self._salvaged = tempfile.TemporaryDirectory(prefix="salvaged-")
+            self._path = salvage(self._path, Path(self._salvaged.name))
+            self._turns = quarter_turns_left(self._path, facts)
+            self._reader = self._open()
         stamps = self._timestamps()
         self._times = stamps[:, 0]
         self._plan = timeline(self._times, float(stamps[-1, 1]), start=start, end=end)
         self._missing = self._cut_off(facts)
+        if self._salvaged is not None and self._missing is None:
+            second = round(self.duration, 3)
+            self._missing = BrokenOff(second, f"the file is cut off at second {second:.2f}")
         self._to_the_end = len(self._plan.sources) > 0 and self._plan.sources[-1] == len(self._times) - 1
         self.scale = self._size[1] / upright[1]
         """Decoded pixels per source pixel."""
@@ -208,6 +220,38 @@ def read_frames(
     return FrameReader(path, facts, start=start, end=end, short_side=short_side)
 
 
+def salvage(path: str, folder: Path) -> str:
+    """Copy the readable packets of the first video stream into a file in `folder`, without decoding.
+
+    Raises:
+        VideoRejected: nothing can be read (CORRUPT, step decode).
+    """
+    import av
+
+    target = folder / "salvaged.mkv"
+    copied = 0
+    try:
+        with av.open(path) as broken, av.open(str(target), "w") as whole:
+            source = broken.streams.video[0]
+            stream = whole.add_stream_from_template(source)
+            try:
+                for packet in broken.demux(source):
+                    if packet.dts is None:
+                        continue
+                    packet.stream = stream
+                    whole.mux(packet)
+                    copied += 1
+            except av.error.FFmpegError as error:
+                reason = error.strerror
+            else:
+                reason = "no frames"
+    except av.error.FFmpegError as error:
+        raise VideoRejected(RejectCode.CORRUPT, "decode", f"nothing can be read: {error.strerror}") from error
+    if not copied:
+        raise VideoRejected(RejectCode.CORRUPT, "decode", f"nothing can be read: {reason}")
+    return str(target)
+
+
 def quarter_turns_left(path: str, facts: VideoFacts) -> int:
     """Anticlockwise quarter turns that decord leaves to us.
 
@@ -222,7 +266,7 @@ def quarter_turns_left(path: str, facts: VideoFacts) -> int:
     turns = facts.rotation // 90
     try:
         with av.open(path) as container:
-            raw = next(container.decode(video=0)).to_ndarray(format="rgb24")
+            raw = next(container.decode(video=0)).to_ndarray(format="rgb24").astype(np.uint8, copy=False)
         shown = decord.VideoReader(path, ctx=decord.cpu(0), num_threads=1)[0].asnumpy()
     except (av.error.FFmpegError, decord.DECORDError, RuntimeError, AssertionError) as error:
         raise VideoRejected(RejectCode.CORRUPT, "decode", f"the first picture cannot be decoded: {_first_line(error)}") from error

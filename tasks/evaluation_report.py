@@ -150,13 +150,15 @@ class EvaluationReport:
         sizes = sorted({clip.size for clip in self.clips if clip.size})
         span = f"{lengths[0]}" if len(lengths) == 1 else f"{lengths[0]} to {lengths[-1]}" if lengths else "0"
         faceless = sum(clip.truth_without_face or 0 for clip in self.clips if clip.row == TRUTH)
+        videos = {clip.key.rpartition("_")[0] for clip in self.clips if clip.row == TRUTH and clip.error is None}
         header, model = self.header, self.header.model
         weights = ", ".join(f"{name} {digest[:16]}" for name, digest in sorted(header.weights.items()))
         return {
             "Model": " · ".join(part for part in (model.family, model.uri, model.version and f"version {model.version}") if part),
             "Training run": model.run_id or "unknown",
-            "Videos": f"{truth.clips} clips, {truth.frames} frames (of {header.held_out_clips or truth.clips} held-out clips)",
-            "Clip length": f"{span} frames at {FPS} frames/s",
+            "Videos": f"{len(videos)} videos, {truth.clips} clips, {truth.frames} frames"
+            f" (of {header.held_out_clips or truth.clips} held-out clips)",
+            "Clip length": f"{span} measured frames per clip; videos play them at {FPS} frames/s",
             "Frame size": ", ".join(f"{size} px" for size in sizes) or "none",
             "Crop": header.crop_rule or "unknown",
             "Landmarker": f"{header.landmarker or 'none'}, on frames enlarged to at least {header.landmark_side} px",

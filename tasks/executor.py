@@ -302,7 +302,9 @@ def start_ray(workers: int) -> None:
     ):
         import ray
 
-        local: dict[str, Any] = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": workers, "include_dashboard": False}
+        local: dict[str, Any] = {"address": "local", "num_cpus": workers, "include_dashboard": False}
+        if os.environ.get("RAY_ADDRESS"):
+            local = {}
         ray.init(log_to_driver=False, logging_level=logging.ERROR, **local)
 
 

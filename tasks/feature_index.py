@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from tasks.records import ShardRecord, read_records, shard_name
 from tasks.shards import read_parquet
@@ -31,6 +34,20 @@ def feature_rejects_name(name: str, shard: int) -> str:
     return f"{feature_folder(name)}/{shard_name(shard)}.rejects.parquet"
 
 
+def feature_info_name(name: str) -> str:
+    """Name of the file that says which network made a feature."""
+    return f"{feature_folder(name)}/feature.json"
+
+
+def read_feature_info(storage: Storage, name: str) -> Mapping[str, Any] | None:
+    """Version, settings, `pretrained`, fingerprint and totals of a feature; None where the dataset does not have it."""
+    try:
+        info: Mapping[str, Any] = json.loads(storage.read(feature_info_name(name)))
+    except FileNotFoundError:
+        return None
+    return info
+
+
 def feature_schema() -> pa.Schema:
     """Columns of the index: a float16 array of `shape`, C order, lies at byte `offset` of the shard's tar."""
     import pyarrow as pa
@@ -52,19 +69,26 @@ def feature_records(storage: Storage, name: str) -> dict[int, ShardRecord]:
     return read_records(storage, feature_folder(name))
 
 
-def read_feature_index(storage: Storage, name: str) -> pa.Table:
-    """The rows of all finished shards of a feature.
+def read_feature_index(storage: Storage, name: str, shards: Iterable[int] | None = None) -> pa.Table:
+    """The rows of finished shards of a feature.
+
+    Args:
+        storage: the dataset.
+        name: the feature.
+        shards: only these, where they are finished; None is all of them.
 
     Raises:
-        MissingFeatures: there is none.
+        MissingFeatures: none is finished.
     """
     import pyarrow as pa
 
-    records = feature_records(storage, name)
-    if not records:
+    files = storage.sizes(feature_folder(name))
+    finished = {int(Path(file).stem) for file in files if file.endswith(".json") and Path(file).stem.isdigit()}
+    if not finished:
         raise MissingFeatures(f"the dataset {storage.url} has no {name} features: {how_to_make(storage.url, name)}")
-    contents = storage.read_many(feature_index_name(name, shard) for shard in records)
-    return pa.concat_tables(read_parquet(content) for content in contents.values())
+    wanted = sorted(finished if shards is None else finished & set(shards))
+    contents = storage.read_many(feature_index_name(name, shard) for shard in wanted)
+    return pa.concat_tables([feature_schema().empty_table(), *(read_parquet(content) for content in contents.values())])
 
 
 def read_feature_rejects(storage: Storage, name: str) -> pa.Table:

@@ -20,9 +20,17 @@ import numpy.typing as npt
 
 from models.views import FPS, SAMPLES_PER_FRAME
 from models.weights import WeightsStore
-from tasks.dataset import DATASET_FILE, Dataset, DatasetError
+from tasks.dataset import Dataset, DatasetError
 from tasks.executor import Died, Executor, Raised
-from tasks.feature_index import feature_folder, feature_index_name, feature_records, feature_rejects_name, feature_schema
+from tasks.feature_index import (
+    feature_folder,
+    feature_index_name,
+    feature_info_name,
+    feature_records,
+    feature_rejects_name,
+    feature_schema,
+    read_feature_info,
+)
 from tasks.lock import dataset_lock
 from tasks.model_workers import make_model_executor, uses_gpu
 from tasks.records import FileRecord, ShardRecord, content_fingerprint, record_name, write_record
@@ -120,7 +128,7 @@ def extract_features(
                     audio_seconds += record.counts["frames"] / FPS
         current = {shard: done[shard] for shard in plan}
         result = _result(current, made=len(todo), seconds=time.perf_counter() - started, audio_seconds=audio_seconds)
-        _write_info(dataset, settings, version, result)
+        _write_info(dataset.storage, settings, version, result)
     return result
 
 
@@ -326,19 +334,20 @@ def _result(records: Mapping[int, ShardRecord], *, made: int, seconds: float, au
     )
 
 
-def _write_info(dataset: Dataset, settings: Wav2VecSettings, version: str, result: FeatureResult) -> None:
-    """Say in dataset.json which features there are; nothing is written when it says so already."""
-    entry = {
+def _write_info(storage: Storage, settings: Wav2VecSettings, version: str, result: FeatureResult) -> None:
+    """Say beside the shards what they hold; nothing is written when it is said already.
+
+    dataset.json is not touched: it belongs to pass 1, which would otherwise have to know every feature to keep it.
+    """
+    info = {
+        "name": FEATURE,
         "version": version,
         "settings": settings.model_dump(mode="json", exclude={"device", "path"}),
         "pretrained": settings.init == "pretrained",
         "fingerprint": result.fingerprint,
         "shards": result.shards,
         "clips": result.clips,
-        "rejects": dict(result.rejects),
+        "rejects": dict(sorted(result.rejects.items())),
     }
-    info = dict(dataset.info)
-    features = {**info.get("features", {}), FEATURE: entry}
-    if info.get("features") != features:
-        info["features"] = features
-        dataset.storage.write(DATASET_FILE, (json.dumps(info, indent=1, sort_keys=True) + "\n").encode())
+    if read_feature_info(storage, FEATURE) != info:
+        storage.write(feature_info_name(FEATURE), (json.dumps(info, indent=1, sort_keys=True) + "\n").encode())

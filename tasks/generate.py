@@ -171,7 +171,7 @@ def _scaled(image: Image, side: int) -> Image:
     if image.shape[:2] == (side, side):
         return image
     method = cv2.INTER_AREA if image.shape[0] > side else cv2.INTER_CUBIC
-    return cv2.resize(image, (side, side), interpolation=method)
+    return np.asarray(cv2.resize(image, (side, side), interpolation=method), np.uint8)
 
 
 def _check_driver(family: Family, driver: Path | None, audio: Path | None) -> None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
 from importlib.metadata import version as package_version
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from models.views import Image, Points
 from tasks.landmarks import Box, FaceFrame, box_side, comparable_faces, overlap
@@ -32,6 +34,25 @@ DETECT_SHORT_SIDE = 360
 SAME_FACE = 0.2
 
 
+@contextmanager
+def _interpreted() -> Iterator[None]:
+    """Import face-alignment without its numba functions compiled: that costs ~15 s per process and the few calls need none of it.
+
+    Only for the import; librosa's functions need their compilation.
+    """
+    import numba
+
+    before = numba.config.DISABLE_JIT
+    numba.config.DISABLE_JIT = True
+    try:
+        import face_alignment
+
+        del face_alignment
+        yield
+    finally:
+        numba.config.DISABLE_JIT = before
+
+
 class FaceAlignmentLandmarker:
     """See `tasks.landmarks.Landmarker`.
 
@@ -47,17 +68,25 @@ class FaceAlignmentLandmarker:
     def __init__(self, *, detector: Detector = "sfd", device: str = "auto", init: Literal["pretrained", "random"] = "pretrained") -> None:
         if init == "pretrained":
             _require_weights(detector)
-        os.environ.setdefault("NUMBA_DISABLE_JIT", "1")  # its JIT costs ~15 s per process
+        self._wanted_device, self._detector_name, self._init = device, detector, init
+
+    @cached_property
+    def _device(self) -> str:
         import torch
 
-        self._device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-        self._detector_name, self._init = detector, init
-        if init == "pretrained":
+        return ("cuda" if torch.cuda.is_available() else "cpu") if self._wanted_device == "auto" else self._wanted_device
+
+    @cached_property
+    def _networks(self) -> tuple[torch.nn.Module, Any]:
+        """FAN and the face detector, loaded on first use."""
+        import torch
+
+        with _interpreted():
+            if self._init == "random":
+                return self._random_networks()
             folder = checkpoint_folder()
-            self._fan = self._load_fan(torch.load(folder / FAN_FILE, map_location="cpu", weights_only=True))
-            self._faces = self._load_detector([folder / name for name in DETECTOR_FILES[detector]])
-        else:
-            self._fan, self._faces = self._random_networks()
+            fan = self._load_fan(torch.load(folder / FAN_FILE, map_location="cpu", weights_only=True))
+            return fan, self._load_detector([folder / name for name in DETECTOR_FILES[self._detector_name]])
 
     @property
     def version(self) -> str:
@@ -115,9 +144,15 @@ class FaceAlignmentLandmarker:
             torch.manual_seed(0)
             fan = self._load_fan(FAN(4).state_dict())
             network = s3fd() if self._detector_name == "sfd" else BlazeFace(back_model=False)
+            states = network.state_dict()
+            if self._detector_name == "blazeface":
+                # Born weights give boxes of negative size, on which the library's suppression never ends: make them a quarter as wide.
+                for name in ("regressor_8", "regressor_16"):
+                    states[f"{name}.weight"] *= 0.01
+                    states[f"{name}.bias"].zero_().view(-1, 16)[:, 2:4] = 32.0
             weights, anchors = Path(folder, "detector.pth"), Path(folder, "anchors.npy")
-            torch.save(network.state_dict(), weights)
-            np.save(anchors, np.random.default_rng(0).random((896, 4), np.float32))
+            torch.save(states, weights)
+            np.save(anchors, _blazeface_anchors())
             return fan, self._load_detector([weights, anchors])
 
     def _detect(self, batch: Sequence[Image]) -> list[list[tuple[Box, float]]]:
@@ -131,7 +166,7 @@ class FaceAlignmentLandmarker:
         small = [cv2.resize(image, size, interpolation=cv2.INTER_AREA) if factor < 1 else image for image in batch]
         tensor = torch.from_numpy(np.stack(small).transpose(0, 3, 1, 2).copy())
         results: list[list[tuple[Box, float]]] = []
-        for boxes in self._faces.detect_from_batch(tensor):
+        for boxes in self._networks[1].detect_from_batch(tensor):
             rows = np.asarray(boxes, np.float64).reshape(-1, 5)
             rows = rows[np.isfinite(rows).all(axis=1) & (rows[:, 2] > rows[:, 0]) & (rows[:, 3] > rows[:, 1])]
             scaled = rows[:, :4] * ([width / size[0], height / size[1]] * 2)
@@ -149,14 +184,25 @@ class FaceAlignmentLandmarker:
         for x0, y0, x1, y1 in boxes:
             # The library's reference frame of a face box: its centre a little higher, 195 px of box to 200 px of scale.
             centres.append(np.array([(x0 + x1) / 2, (y0 + y1) / 2 - 0.12 * (y1 - y0)]))
-            scales.append((x1 - x0 + y1 - y0) / self._faces.reference_scale)
+            scales.append((x1 - x0 + y1 - y0) / self._networks[1].reference_scale)
         crops = [crop(image, centre, scale) for image, centre, scale in zip(images, centres, scales, strict=True)]
         inputs = torch.from_numpy(np.stack(crops).transpose(0, 3, 1, 2).astype(np.float32) / 255.0).to(self._device)
         with torch.no_grad():
-            heatmaps = _last(self._fan(inputs)) + flip(_last(self._fan(flip(inputs))), is_label=True)
+            heatmaps = _last(self._networks[0](inputs)) + flip(_last(self._networks[0](flip(inputs))), is_label=True)
         maps = heatmaps.float().cpu().numpy()
         points = [get_preds_fromhm(maps[i : i + 1], centres[i], scales[i])[1] for i in range(len(images))]
         return [np.asarray(found, np.float32).reshape(68, 2) for found in points]
+
+
+def _blazeface_anchors() -> npt.NDArray[np.float32]:
+    """Centres of a 16 x 16 grid twice and an 8 x 8 grid six times, of size 1: float32 [896, 4]."""
+    rows = []
+    for cells, times in ((16, 2), (8, 6)):
+        centres = (np.arange(cells) + 0.5) / cells
+        ys, xs = np.meshgrid(centres, centres, indexing="ij")
+        grid = np.stack([xs.ravel(), ys.ravel()], axis=1).repeat(times, axis=0)
+        rows.append(np.concatenate([grid, np.ones_like(grid)], axis=1))
+    return np.concatenate(rows).astype(np.float32)
 
 
 def checkpoint_folder() -> Path:

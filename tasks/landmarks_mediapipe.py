@@ -7,7 +7,11 @@ is while the face stays inside, because the mesh follows the face in the region'
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import cached_property
 from importlib.metadata import version as package_version
 from typing import Any
 
@@ -48,6 +52,9 @@ REGION_SIDES = 3.0
 REGION_REST = 0.35
 """The region moves when the face comes nearer to its edge than this share of the face's side."""
 
+LONG_PICTURE = 1.25
+"""From this ratio of its sides on a picture is also searched in squares."""
+
 LOST_FRAMES = 5
 """After so many frames without a face it is looked for only in every COUNT_EVERY-th: empty scenes would cost most."""
 
@@ -55,15 +62,44 @@ STRAYED_COUNTS = 2
 """The track is dropped after so many counts in a row that saw faces, but none where the mesh is."""
 
 
+BLANK = np.zeros((64, 64, 3), np.uint8)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Send the process's stderr away: MediaPipe's C++ greets every graph with six lines that no setting of its own turns off."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
 class MediaPipeLandmarker:
-    """FaceMesh with refined lips and eyes, tracking. See `tasks.landmarks.Landmarker`."""
+    """FaceMesh with refined lips and eyes, tracking; its graphs are built on first use. See `tasks.landmarks.Landmarker`."""
 
-    def __init__(self) -> None:
-        from mediapipe.python.solutions.face_detection import FaceDetection
-        from mediapipe.python.solutions.face_mesh import FaceMesh
+    @cached_property
+    def _mesh(self) -> Any:
+        with _quiet():
+            from mediapipe.python.solutions.face_mesh import FaceMesh
 
-        self._mesh = FaceMesh(static_image_mode=False, max_num_faces=1, refine_landmarks=True)
-        self._detector = FaceDetection(model_selection=1, min_detection_confidence=0.5)
+            mesh = FaceMesh(static_image_mode=False, max_num_faces=1, refine_landmarks=True)
+            mesh.process(BLANK)
+        return mesh
+
+    @cached_property
+    def _detector(self) -> Any:
+        with _quiet():
+            from mediapipe.python.solutions.face_detection import FaceDetection
+
+            detector = FaceDetection(model_selection=1, min_detection_confidence=0.5)
+            detector.process(BLANK)
+        return detector
 
     @property
     def version(self) -> str:
@@ -81,7 +117,7 @@ class MediaPipeLandmarker:
                 yield FaceFrame(points=None, confidence=0.0, faces=faces)
                 continue
             if last is None or index % COUNT_EVERY == 0:
-                found = self._detect(frame)
+                found = self._find(frame) if last is None else self._detect(frame)
                 faces = comparable_faces(box_side(box) for box, _ in found)
                 if last is not None:
                     agreeing = [value for box, value in found if overlap(box, box_of(last)) > 0.1]
@@ -113,7 +149,19 @@ class MediaPipeLandmarker:
         self._mesh.close()
         self._detector.close()
 
+    def _find(self, frame: Image) -> list[tuple[Box, float]]:
+        """Faces of the whole picture, or else of squares cut from it: the detector sees 192 pixels a side, however large its input."""
+        if found := self._detect(frame):
+            return found
+        for left, top, side in _squares(*frame.shape[:2]):
+            for (x0, y0, x1, y1), score in self._detect(np.ascontiguousarray(frame[top : top + side, left : left + side])):
+                box = (x0 + left, y0 + top, x1 + left, y1 + top)
+                if all(overlap(box, other) < 0.3 for other, _ in found):
+                    found.append((box, score))
+        return found
+
     def _detect(self, frame: Image) -> list[tuple[Box, float]]:
+        """Boxes and scores of one picture."""
         height, width = frame.shape[:2]
         found: list[tuple[Box, float]] = []
         for detection in self._detector.process(frame).detections or ():
@@ -154,6 +202,16 @@ def _around(box: Box, frame: Image) -> CropBox:
     side = max(64, round(REGION_SIDES * box_side(box)))
     x, y = round((box[0] + box[2] - side) / 2), round((box[1] + box[3] - side) / 2)
     return CropBox(max(0, min(x, width - side)), max(0, min(y, height - side)), side)
+
+
+def _squares(height: int, width: int) -> list[tuple[int, int, int]]:
+    """Overlapping squares (left, top, side) along the picture's long side; none for a nearly square picture."""
+    side, length = min(height, width), max(height, width)
+    if length < LONG_PICTURE * side:
+        return []
+    count = 1 + -(-2 * (length - side) // side)
+    starts = [round(index * (length - side) / (count - 1)) for index in range(count)]
+    return [(start, 0, side) if width > height else (0, start, side) for start in starts]
 
 
 def _near_edge(box: Box, region: CropBox, frame: Image) -> bool:

@@ -9,14 +9,18 @@ from __future__ import annotations
 
 import enum
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from models.views import Image, Points
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PSNR_LIMIT = 100.0
 """dB reported for identical frames, whose PSNR is infinite, and for anything above."""
@@ -81,7 +85,7 @@ class MetricCase:
             raise ValueError(f"{self.key}: there are no frames to compare")
 
 
-class Metric(Protocol):
+class Metric(ABC):
     """One metric. Instances are stateless."""
 
     name: ClassVar[str]
@@ -93,19 +97,19 @@ class Metric(Protocol):
     higher_is_better: ClassVar[bool]
     needs: ClassVar[frozenset[Need]]
 
+    @abstractmethod
     def compute(self, case: MetricCase) -> float | NotComputed:
         """Measure one clip; the result is finite."""
-        ...
 
 
-class Psnr:
+class Psnr(Metric):
     """Peak signal-to-noise ratio, mean over frames."""
 
     name = "psnr"
     title = "PSNR"
     description = f"Peak signal-to-noise ratio in dB per frame (RGB, data range 0..255), mean over frames; limited to {PSNR_LIMIT:g} dB."
     higher_is_better = True
-    needs: ClassVar[frozenset[Need]] = frozenset()
+    needs = frozenset()
 
     def compute(self, case: MetricCase) -> float | NotComputed:
         from torchmetrics.functional.image import peak_signal_noise_ratio
@@ -117,7 +121,7 @@ class Psnr:
         return total / len(case.truth)
 
 
-class Ssim:
+class Ssim(Metric):
     """Structural similarity, mean over frames."""
 
     name = "ssim"
@@ -127,7 +131,7 @@ class Ssim:
         " borders reflected and counted, which scikit-image leaves out), mean over frames."
     )
     higher_is_better = True
-    needs: ClassVar[frozenset[Need]] = frozenset()
+    needs = frozenset()
 
     def compute(self, case: MetricCase) -> float | NotComputed:
         from torchmetrics.functional.image import structural_similarity_index_measure
@@ -137,11 +141,13 @@ class Ssim:
         total = 0.0
         for generated, truth in _batches(case):
             values = structural_similarity_index_measure(generated, truth, data_range=255.0, reduction="none")
+            if isinstance(values, tuple):  # only where a second picture is asked for
+                values = values[0]
             total += float(values.double().sum())
         return total / len(case.truth)
 
 
-class Smoothness:
+class Smoothness(Metric):
     """How little a video flickers; says nothing about likeness."""
 
     name = "smoothness"
@@ -150,7 +156,7 @@ class Smoothness:
         "1 - mean |x_t - (x_t-1 + x_t+1)/2| with pixels 0..1: a proxy for flicker. A still image scores 1, so it never stands alone."
     )
     higher_is_better = True
-    needs: ClassVar[frozenset[Need]] = frozenset()
+    needs = frozenset()
 
     def compute(self, case: MetricCase) -> float | NotComputed:
         frames = len(case.generated)
@@ -170,13 +176,16 @@ def check_finite(metric: Metric, key: str, value: float | NotComputed) -> float 
     return NotComputed(reason=f"{metric.title} of {key} is {value}")
 
 
-def _batches(case: MetricCase) -> Iterator[tuple]:
+def _batches(case: MetricCase) -> Iterator[tuple[Tensor, Tensor]]:
     """Pairs (generated, truth) of float32 tensors [n, 3, H, W], 0..255."""
     import torch
 
     for start in range(0, len(case.truth), _BATCH):
-        pair = (case.generated[start : start + _BATCH], case.truth[start : start + _BATCH])
-        yield tuple(torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2).float() for frames in pair)
+        generated, truth = (
+            torch.from_numpy(np.ascontiguousarray(frames[start : start + _BATCH])).permute(0, 3, 1, 2).float()
+            for frames in (case.generated, case.truth)
+        )
+        yield generated, truth
 
 
 def _shape(frames: Image) -> str:

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from models.views import NUM_LANDMARKS, Image, Points
-from tasks.metrics import MetricCase, Need, NotComputed, TrackedFaces
+from tasks.metrics import Metric, MetricCase, Need, NotComputed, TrackedFaces
 
 if TYPE_CHECKING:
     from tasks.landmarks import Landmarker
@@ -32,7 +32,7 @@ OUTER_EYE_CORNERS = (36, 45)
 MOUTH = slice(48, 68)
 
 
-class LandmarkDistance:
+class LandmarkDistance(Metric):
     """LMD: mean distance of all 68 points."""
 
     name = "lmd"
@@ -42,7 +42,7 @@ class LandmarkDistance:
         f" a frame without a face costs as much as the clip's worst frame and at least {MISSING_FACE_DISTANCE:g}."
     )
     higher_is_better = False
-    needs: ClassVar[frozenset[Need]] = frozenset({Need.LANDMARKER})
+    needs = frozenset({Need.LANDMARKER})
     points: ClassVar[slice] = slice(0, NUM_LANDMARKS)
 
     def compute(self, case: MetricCase) -> float | NotComputed:
@@ -62,14 +62,14 @@ class MouthLandmarkDistance(LandmarkDistance):
     points: ClassVar[slice] = MOUTH
 
 
-class FaceFound:
+class FaceFound(Metric):
     """Share of frames in which the generated video shows a face that the landmarker finds."""
 
     name = "face_found"
     title = "Face found"
     description = "Share of the frames with a face in the truth in which the landmarker finds a face in the generated video too."
     higher_is_better = True
-    needs: ClassVar[frozenset[Need]] = frozenset({Need.LANDMARKER})
+    needs = frozenset({Need.LANDMARKER})
 
     def compute(self, case: MetricCase) -> float | NotComputed:
         both = _both_faces(case)
@@ -119,7 +119,10 @@ def track_faces(frames: Iterable[Image], landmarker: Landmarker, *, side: int) -
         for frame in frames:
             scale = max(1.0, side / min(frame.shape[:2]))
             scales.append(scale)
-            yield cv2.resize(frame, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC) if scale > 1 else frame
+            if scale == 1:
+                yield frame
+            else:
+                yield np.asarray(cv2.resize(frame, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC), np.uint8)
 
     rows = [
         np.full((NUM_LANDMARKS, 2), np.nan, np.float32) if face.points is None else np.asarray(face.points, np.float32)

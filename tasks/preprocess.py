@@ -78,8 +78,10 @@ def run_preprocess(plan: PreprocessPlan, *, progress: ProgressCallback | None = 
                 raise DatasetError(f"the plan of {storage.url} was changed by another run in the meantime; run again")
             _clean(storage)
             _write_plan(storage, plan)
-            made = _make_shards(storage, plan, progress) if plan.pending else {}
-            _clean(storage)
+            try:
+                made = _make_shards(storage, plan, progress) if plan.pending else {}
+            finally:  # workers are gone by now, however it ended
+                _clean(storage)
             records = read_records(storage)
             changed = write_info(storage, plan.settings.stored, plan.inputs, plan.plan.videos, records)
             if changed or made or not storage.exists(CARD_FILE):

@@ -120,7 +120,7 @@ def _facts(container: InputContainer, stream: VideoStream) -> VideoFacts:
         raise VideoRejected(RejectCode.CORRUPT, "probe", "no picture could be decoded and the picture size is not known")
     if rotation in (90, 270):
         width, height = height, width
-    seconds = float(stream.duration * stream.time_base) if stream.duration else float(duration or 0) / 1_000_000
+    seconds = float(stream.duration * stream.time_base) if stream.duration and stream.time_base else float(duration or 0) / 1_000_000
     return VideoFacts(
         container=container.format.name,
         codec=stream.codec_context.name,

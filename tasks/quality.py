@@ -187,7 +187,7 @@ def camera_motion(images: Sequence[Image], points: Points) -> float:
         if corners is None:
             moved.append(0.0)
             continue
-        follow, status, _ = cv2.calcOpticalFlowPyrLK(before, after, corners, None, winSize=(15, 15), maxLevel=3)
+        follow, status, _ = cv2.calcOpticalFlowPyrLK(before, after, corners, np.zeros_like(corners), winSize=(15, 15), maxLevel=3)
         steps = np.linalg.norm((follow - corners).reshape(-1, 2), axis=1)[status.reshape(-1) == 1]
         moved.append(float(np.median(steps)) if len(steps) else 0.0)
     return float(np.mean(moved)) / FLOW_WIDTH / LOOK_EVERY
@@ -214,7 +214,7 @@ def _grey_part(image: Image, box: npt.NDArray[np.float32], size: int) -> npt.NDA
     x1, y1 = (int(v) for v in np.clip(np.ceil(box[2:]) + 1, (x0 + 1, y0 + 1), (width, height)))
     part = cv2.cvtColor(np.ascontiguousarray(image[y0:y1, x0:x1]), cv2.COLOR_RGB2GRAY)
     method = cv2.INTER_AREA if min(part.shape) >= size else cv2.INTER_LINEAR
-    return cv2.resize(part, (size, size), interpolation=method)
+    return cv2.resize(part, (size, size), interpolation=method).astype(np.uint8, copy=False)
 
 
 def _background(face: Points, size: tuple[int, int]) -> npt.NDArray[np.uint8]:

@@ -111,8 +111,9 @@ def register(
         **record["weights"],
         **(tags or {}),
     }
-    with readable(tracking):
-        with as_default(tracking), _in_run(run_id):
+    # MLflow looks a version's source up at its global address, so that has to be ours for all of this.
+    with readable(tracking), as_default(tracking):
+        with _in_run(run_id):
             info = mlflow.pyfunc.log_model(
                 name="model",
                 python_model=str(Path(__file__).with_name("pyfunc_model.py")),
@@ -120,6 +121,7 @@ def register(
                 code_paths=[str(REPOSITORY / "models"), str(REPOSITORY / "tasks")],
                 pip_requirements=str(requirements),
                 signature=_signature(),
+                input_example=_example(),
                 metadata={"family": record["family"], "run_id": run_id},
             )
         if metrics:
@@ -178,7 +180,7 @@ def load(uri: str | Path, *, tracking: TrackingSettings, cache: Path, device: st
             return load_export(_fetch(text, cache / text.removeprefix("runs:/").replace("/", "-"), tracking), uri=text, device=device)
         found = _find(client, text)
         # A version number can come back after a registry was deleted; the model's own id cannot.
-        model_id = client.get_model_version(found.name, str(found.version)).source.rstrip("/").rsplit("/", 1)[-1]
+        model_id = (client.get_model_version(found.name, str(found.version)).source or "").rstrip("/").rsplit("/", 1)[-1]
         folder = _fetch(found.uri, cache / f"{found.name}-{found.version}-{re.sub('[^A-Za-z0-9-]', '', model_id)}", tracking)
     return load_export(folder, uri=found.uri, name=found.name, version=found.version, run_id=found.run_id, device=device)
 
@@ -248,6 +250,12 @@ def _signature() -> Any:
         outputs=Schema([ColSpec("string", "path"), ColSpec("long", "frames")]),
         params=ParamSchema([ParamSpec("seed", "long", 0)]),
     )
+
+
+def _example() -> Any:
+    import pandas
+
+    return pandas.DataFrame([{"face": "face.jpg", "driver": "driver.mp4", "audio": "speech.wav", "out": "made.mp4"}])
 
 
 @contextmanager

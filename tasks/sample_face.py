@@ -78,7 +78,7 @@ class FaceAnimator:
         if self._glasses is not None:
             behind = 255 - cv2.merge([self._glasses[..., 3]] * 3)
             rgb = cv2.add(cv2.multiply(rgb, behind, scale=1 / 255), self._glasses[..., :3])
-        premultiplied = np.dstack([cv2.multiply(rgb, alpha, scale=1 / 255), canvas[..., 3]])
+        premultiplied = cv2.merge([*cv2.split(cv2.multiply(rgb, alpha, scale=1 / 255)), cv2.extractChannel(canvas, 3)])
         map_x, map_y = self._pose.maps(pose)
         moved = cv2.remap(premultiplied, map_x, map_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
         through = 255 - cv2.merge([moved[..., 3]] * 3)

@@ -93,13 +93,13 @@ _LOOKS = (
         background=((120, 104, 140), (232, 226, 236), "blinds"), voice=Voice(pitch=128, tract=1.02, rate=1.0, range=0.24),
     ),
     Look(
-        name="eve", mirrored=False, skin=(1.06, 5, -3), hair=(0.95, 34, 26), clothes=(46, 110, 92), beard=0.0, glasses=(120, 40, 44),
+        name="eve", mirrored=False, skin=(1.06, 5, -3), hair=(0.95, 22, 12), clothes=(46, 110, 92), beard=0.0, glasses=(120, 40, 44),
         shape=Shape(face_width=0.04, jaw_width=-0.09, chin=-0.04, eye_size=0.14, brow_height=0.025, lips=0.2,
                     mouth_width=-0.08, hair=0.06),
         background=((176, 84, 92), (244, 206, 186), "wall"), voice=Voice(pitch=230, tract=1.2, rate=1.12, breath=0.05),
     ),
     Look(
-        name="finn", mirrored=True, skin=(0.9, 8, 5), hair=(0.62, 26, 22), clothes=(150, 150, 156), beard=0.6, glasses=None,
+        name="finn", mirrored=True, skin=(0.9, 8, 5), hair=(0.60, 11, 8), clothes=(150, 150, 156), beard=0.6, glasses=None,
         shape=Shape(face_width=0.03, jaw_width=0.06, chin=0.02, nose_width=0.06, nose_length=0.02, eye_size=-0.1,
                     brow_height=-0.03, mouth_width=0.1),
         background=((30, 48, 78), (104, 150, 196), "lights"), voice=Voice(pitch=116, tract=0.95, rate=1.04),
@@ -200,9 +200,18 @@ def _coloured(portrait: Portrait, look: Look) -> Image:
     skin = tinted(*look.skin) * (1 - eyes_and_teeth) + lab * eyes_and_teeth
     target = cv2.cvtColor(np.array([[look.clothes]], np.float32) / 255, cv2.COLOR_RGB2LAB)[0, 0]
     cloth = np.concatenate([np.clip(0.75 * light + 0.55 * target[0], 0, 96), np.broadcast_to(0.85 * target[1:], lab[..., 1:].shape)], 2)
-    result = skin * (1 - hair) + tinted(*look.hair) * hair
+    result = skin * (1 - hair) + _dyed(lab, portrait.hair, look.hair) * hair
     result = result * (1 - clothes) + cloth * clothes
     return np.clip(np.round(255 * cv2.cvtColor(result.astype(np.float32), cv2.COLOR_LAB2RGB)), 0, 255).astype(np.uint8)
+
+
+def _dyed(lab: Map, hair: Map, dye: Colour) -> Map:
+    """Hair of one hue: the mean colour shifted, dark strands less colourful, a third of the old variation kept."""
+    factor, a, b = dye
+    old = lab[hair > 0.9][:, 1:].mean(0)
+    light = 100 * np.clip(lab[..., :1] / 100, 0, 1) ** (1 + (1 / factor - 1) * 0.9)
+    depth = np.clip(light / light[hair > 0.9].mean(), 0.25, 1.2)
+    return np.concatenate([light, (old + np.array([a, b], np.float32)) * depth + 0.33 * (lab[..., 1:] - old)], 2)
 
 
 def _bright_parts(portrait: Portrait) -> Map:
@@ -364,17 +373,14 @@ def _glasses(points: Vectors, colour: tuple[int, int, int]) -> npt.NDArray[np.ui
         outline = np.round(fine * (centre + half * np.stack([rounded[0], 0.78 * rounded[1]], 1))).astype(np.int32)
         cv2.fillPoly(lens, [outline], 255)
         cv2.polylines(mask, [outline], True, 255, 5 * fine, cv2.LINE_AA)
-    left, right = (np.array(c) for c in centres)
-    cv2.line(
-        mask,
-        tuple(np.int32(fine * (left + np.array([half, -6])))),
-        tuple(np.int32(fine * (right - np.array([half, 6])))),
-        255,
-        4 * fine,
-        cv2.LINE_AA,
-    )
-    for start, ear in ((left - np.array([half, 8]), points[127, :2]), (right + np.array([half, -8]), points[356, :2])):
-        cv2.line(mask, tuple(np.int32(fine * start)), tuple(np.int32(fine * ear)), 255, 4 * fine, cv2.LINE_AA)
+    left, right = centres
+    bars = [
+        (left + np.array([half, -6]), right - np.array([half, 6])),
+        (left - np.array([half, 8]), points[127, :2]),
+        (right + np.array([half, -8]), points[356, :2]),
+    ]
+    for bar in bars:
+        cv2.polylines(mask, [np.round(fine * np.array(bar)).astype(np.int32)], False, 255, 4 * fine, cv2.LINE_AA)
     frame = cv2.resize(mask, (WIDTH, HEIGHT), interpolation=cv2.INTER_AREA).astype(np.float32)[..., None] / 255
     glass = 0.07 * cv2.resize(lens, (WIDTH, HEIGHT), interpolation=cv2.INTER_AREA).astype(np.float32)[..., None] / 255
     alpha = frame + glass * (1 - frame)

@@ -161,12 +161,13 @@ def _hair(image: Image, hard: npt.NDArray[np.uint8], points: npt.NDArray[np.floa
     hair[surely_hair] = 1
     # Brows, lashes and nostrils are hair-coloured and are not hair; nor is anything below the ears. The fringe is, down to the brows.
     eyes = min(points[i, 1] for upper in EYES_UPPER for i in upper)
-    not_hair = oval * (rows > eyes - 4).astype(np.uint8)
+    not_hair = cv2.erode(oval, _disc(17)) * (rows > eyes - 4).astype(np.uint8)
     for brow in BROWS:
         cv2.polylines(not_hair, [np.round(points[list(brow), :2]).astype(np.int32)], False, 1, 11)
     below_brows = cv2.GaussianBlur(not_hair.astype(np.float32), (0, 0), 2)
     fade = np.clip((points[132, 1] + 12 - rows) / 16, 0, 1)
-    return (cv2.GaussianBlur(hair.astype(np.float32), (0, 0), 1.2) * (1 - below_brows) * fade * (hard > 0)).astype(np.float32)
+    grown = cv2.dilate(hair.astype(np.float32), _disc(5))  # the tips are half skin
+    return (cv2.GaussianBlur(grown, (0, 0), 1.5) * (1 - below_brows) * fade * (hard > 0)).astype(np.float32)
 
 
 def _spread(image: Image, hard: npt.NDArray[np.uint8]) -> Image:

@@ -85,7 +85,7 @@ class SampleReader:
         table = _rows_of(dataset.clips() if view == "clips" else dataset.pools(), selection, self.storage.url)
         self.shard = table.column("shard").to_numpy().astype(np.int64)
         self._offset, self._size = _spans(table)
-        self._features = {name: _feature_rows(self.storage, name, selection) for name in features}
+        self._features = {name: _feature_rows(self.storage, name, selection, set(self.shard.tolist())) for name in features}
 
     def __len__(self) -> int:
         return len(self.selection)
@@ -223,11 +223,12 @@ def _spans(table: pa.Table) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64
     return start, end - start
 
 
-def _feature_rows(storage: Storage, name: str, selection: Selection) -> _Feature:
+def _feature_rows(storage: Storage, name: str, selection: Selection, shards: set[int]) -> _Feature:
+    """Where the feature of each selected clip lies; a feature shard has the id of its clip shard."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    table = read_feature_index(storage, name)
+    table = read_feature_index(storage, name, shards)
     keys = pa.array([selected.key for selected in selection], pa.string())
     rows = pc.index_in(keys, value_set=table.column("key").combine_chunks())
     if rows.null_count:

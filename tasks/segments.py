@@ -94,8 +94,10 @@ class Segmenter:
             self._held = 0
             self._append(image, face.points, face.confidence, face.faces)
         self._seen += 1
-        if len(self._images) >= self._target > 0 and self._images:
-            yield self._take(len(self._images))
+        if len(self._images) >= self._target > 0:
+            held = self._held
+            yield self._take(len(self._images) - held)
+            self._gap_from = tick + 1 - held if held else None
 
     def finish(self, tick: int) -> Iterator[Segment | NoFace]:
         """End what is open; `tick` is the first frame that no longer belongs to it."""

@@ -159,7 +159,7 @@ class EvaluateSettings(Settings):
     """How a model is measured on held-out clips."""
 
     max_clips: int = Field(50, ge=1, description="Held-out clips, taken in turn from every identity and its videos.")
-    max_frames: int = Field(100, ge=3, description="Frames taken of each clip, from its beginning.")
+    max_frames: int = Field(250, ge=3, description="Frames taken of each clip, from its beginning.")
     grid_clips: int = Field(4, ge=1, le=16, description="Clips shown as pictures and videos in the report.")
     grid_frames: int = Field(4, ge=1, le=16, description="Frames per clip in the picture.")
     landmarks: LandmarkSettings = Field(LandmarkSettings(), description="Landmarker that measures truth and result alike.")

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any, TypedDict
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _BLOCK = 512
+_KEY = re.compile(r"[A-Za-z0-9_-]+")
 MAX_NAME = 100
 """Longest member name that USTAR holds, in bytes."""
 
@@ -91,7 +93,7 @@ class TarShard:
         Raises:
             ValueError: for a key with other characters than [A-Za-z0-9_-], a second sample of the same key, or too long a name.
         """
-        if not key or not key.isascii() or not key.replace("_", "").replace("-", "").isalnum():
+        if not _KEY.fullmatch(key):
             raise ValueError(f"key {key!r} may hold only [A-Za-z0-9_-]")
         if key in self._keys:
             raise ValueError(f"two samples with the key {key!r} in one shard")

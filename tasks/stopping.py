@@ -20,7 +20,7 @@ def stop_on_signals() -> Iterator[Callable[[], bool]]:
         yield lambda: False
         return
     asked = threading.Event()
-    before = {}
+    before: dict[int, Any] = {}
 
     def ask(number: int, frame: Any) -> None:
         asked.set()

@@ -237,7 +237,7 @@ class _Sender:
             for lines in _grouped(read_lines(self._folder, self._mark())):
                 self._send(client, lines)
                 Storage.at(self._folder).write(SENT, f"{lines[-1].end} {self._run_id}".encode())
-        except (*_failures(), OSError) as error:
+        except _failures(OSError) as error:
             if not self._warned:
                 logger.warning(
                     "MLflow at %s does not take the record (%s); training goes on, sending is retried", self._settings.uri, error
@@ -297,23 +297,27 @@ def as_default(settings: TrackingSettings) -> Iterator[None]:
     """Make these settings MLflow's global ones, for those of its functions that take no address."""
     import mlflow
 
-    before = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
+    # MLflow also puts both into the environment, for child processes; what was unset must be unset again.
+    tracking: Any = os.environ.get("MLFLOW_TRACKING_URI")
+    registry: Any = os.environ.get("MLFLOW_REGISTRY_URI")
     mlflow.set_tracking_uri(settings.uri)
     mlflow.set_registry_uri(settings.uri)
     try:
         yield
     finally:
-        mlflow.set_tracking_uri(before[0])
-        mlflow.set_registry_uri(before[1])
+        mlflow.set_tracking_uri(tracking)
+        mlflow.set_registry_uri(registry)
+        if registry is None:
+            os.environ.pop("MLFLOW_REGISTRY_URI", None)
 
 
-def _failures() -> tuple[type[Exception], ...]:
+def _failures(*more: type[Exception]) -> tuple[type[Exception], ...]:
     """What MLflow's client raises when a server or database is away or refuses."""
     from mlflow.exceptions import MlflowException
     from requests.exceptions import RequestException
     from sqlalchemy.exc import SQLAlchemyError
 
-    return MlflowException, RequestException, SQLAlchemyError
+    return MlflowException, RequestException, SQLAlchemyError, *more
 
 
 def code_version() -> str:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from tasks import checkpoints
 from tasks.gradients import GradientAverager, largest, same_start
 from tasks.settings import TrainSettings
 from tasks.spool import read_curves
-from tasks.train_data import OpenData, StageData, open_data
+from tasks.train_data import OpenData, StageData, Stream, open_data
 from tasks.train_meter import Meter
 from tasks.train_output import Record, Silence, write_export
 from tasks.train_request import ShowProgress, TrainingError, TrainOutcome, TrainPlan, TrainRequest
@@ -81,7 +81,9 @@ def run_stage(
     context = BuildContext(device=device, weights=store, video_keys=source.video_keys, start_from=request.start_from, face=source.face)
     module = family.build(config, request.stage, context)
     if settings.channels_last and device.type == "cuda":
-        module.to(memory_format=torch.channels_last)
+        for parameter in module.parameters():
+            if parameter.ndim == 4:
+                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
 
     # Resume where an earlier call stopped, refusing another configuration's checkpoint.
     first, loss = 0, None
@@ -112,7 +114,7 @@ def run_stage(
     began, step, stopping = time.perf_counter(), first, False
     held_out: list[Batch] = []
     module.train()
-    with contextlib.closing(iter(source.train)) as batches:
+    with contextlib.closing(_batches(source.train)) as batches:
         while step < settings.steps and not stopping:
             waiting = time.perf_counter()
             batch = to_device(next(batches), device, settings.channels_last)
@@ -245,6 +247,11 @@ def _plan(request: TrainRequest, module: TrainingModule, source: StageData, devi
         # Adam keeps two more values per trained parameter.
         checkpoint_bytes=4 * (sum(p.numel() for p in module.parameters()) + 2 * trainable),
     )
+
+
+def _batches(stream: Stream) -> Generator[Batch]:
+    """The stream as something that can be closed, which ends its threads and processes."""
+    yield from stream
 
 
 def _gather(state: dict[str, Any], world: int) -> list[dict[str, Any]]:

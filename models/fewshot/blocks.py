@@ -7,7 +7,7 @@ skip branches the 1x1 convolution and the resampling commute; the cheaper order 
 from __future__ import annotations
 
 from contextlib import nullcontext
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,8 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
 Norm = Literal["none", "instance", "adaptive"]
+
+Layer = TypeVar("Layer", bound=nn.Module)
 
 EPS = 1e-4
 
@@ -53,13 +55,13 @@ class SpectralNorm(nn.Module):
             return weight / sigma
 
 
-def spectral(layer: nn.Module) -> nn.Module:
+def spectral(layer: Layer) -> Layer:
     """The same layer with a spectrally normalised weight."""
     parametrize.register_parametrization(layer, "weight", SpectralNorm(layer.get_parameter("weight")))
     return layer
 
 
-def conv(inputs: int, outputs: int, kernel: int) -> nn.Module:
+def conv(inputs: int, outputs: int, kernel: int) -> nn.Conv2d:
     """A spectrally normalised convolution that keeps the size."""
     return spectral(nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2))
 

@@ -15,7 +15,7 @@ from models.family import Batch, BuildContext, Example
 from models.fewshot.config import FewShotConfig
 from models.fewshot.examples import example_frame, frames_of, to_image, to_network
 from models.fewshot.grid import labelled_grid
-from models.fewshot.training import PERSON_FILE, FewShotModule, reconstruction_scores
+from models.fewshot.training import PERSON_FILE, FewShotModule, lay_channels_last, reconstruction_scores
 from models.views import Image, Keyframes
 
 
@@ -40,12 +40,14 @@ class FewShotFinetune(FewShotModule):
     The optimisers are built after psi' and w' exist: built before, they would never train them.
     """
 
+    average_psi: Tensor
+
     def __init__(self, config: FewShotConfig, context: BuildContext) -> None:
         super().__init__(config, context)
         if context.start_from is None:
             raise ValueError("fine-tuning starts from a meta-trained model: start_from is missing")
         self.start_from(context.start_from)
-        self.to(context.device)
+        lay_channels_last(self).to(context.device)
         self.embedder.requires_grad_(False).eval()
         self.psi = nn.Parameter(torch.zeros(1, self.generator.psi_length, device=context.device))
         self.person = nn.Parameter(torch.zeros(1, config.network.embedding, device=context.device))

@@ -181,13 +181,15 @@ class VideoTable(nn.Module):
     def add(self, keys: Iterable[str]) -> None:
         """Append a row for each key that has none yet. Optimisers must be built, or their state padded, afterwards."""
         fresh = [key for key in dict.fromkeys(keys) if video_id(key) not in self._rows]
+        if not fresh:
+            return
         for key in fresh:
             self._rows[video_id(key)] = len(self.keys)
             self.keys.append(key)
         weight = self.rows.weight
         # A row's start is a function of its key alone, not of the order in which videos came.
         start = [torch.empty(self.width).uniform_(-0.1, 0.1, generator=torch.Generator().manual_seed(video_id(key))) for key in fresh]
-        added = torch.stack(start).to(weight.device, weight.dtype) if start else weight.new_empty(0, self.width)
+        added = torch.stack(start).to(weight.device, weight.dtype)
         self.rows = nn.Embedding(len(self.keys), self.width, sparse=True, _weight=torch.cat([weight.detach(), added]))
         self.used = torch.cat([self.used, self.used.new_zeros(len(fresh))])
 

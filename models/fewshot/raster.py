@@ -79,4 +79,4 @@ def resize_image(image: Image, size: int) -> Image:
     if image.shape[0] == size and image.shape[1] == size:
         return image
     shrinking = image.shape[0] > size
-    return cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA if shrinking else cv2.INTER_CUBIC)
+    return np.asarray(cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA if shrinking else cv2.INTER_CUBIC), np.uint8)

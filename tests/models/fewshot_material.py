@@ -39,7 +39,7 @@ def face_points(size: int, shift: float = 0.0, opening: float = 0.05) -> Points:
     unit[42:48] = ring(6, 0.66, 0.38, 0.06, 0.025)
     unit[48:60] = ring(12, 0.5, 0.69, 0.13, 0.03 + opening)
     unit[60:68] = ring(8, 0.5, 0.69, 0.09, opening)
-    return ((unit + [shift, 0]) * size).astype(np.float32)
+    return ((unit + np.array([shift, 0.0])) * size).astype(np.float32)
 
 
 def make_pool(video: str = "a_1", count: int = 6, size: int = 80) -> Keyframes:

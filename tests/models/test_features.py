@@ -30,7 +30,9 @@ def published(layout: tuple[int | str, ...]) -> nn.Sequential:
 
 
 @pytest.mark.parametrize(("depth", "layout", "taps"), [(19, VGG19, (1, 6, 11, 20, 29)), (16, VGG16, (1, 6, 11, 18, 25))])
-def test_loads_torchvision_names_and_gives_relu_x_1(tmp_path: Path, depth: int, layout: tuple[int | str, ...], taps: tuple[int, ...]) -> None:
+def test_loads_torchvision_names_and_gives_relu_x_1(
+    tmp_path: Path, depth: int, layout: tuple[int | str, ...], taps: tuple[int, ...]
+) -> None:
     torch.manual_seed(0)
     reference = published(layout)
     torch.save({f"features.{name}": value for name, value in reference.state_dict().items()}, tmp_path / "vgg.pth")

@@ -57,7 +57,11 @@ def test_sizes_at_256_are_the_specs() -> None:
 
 @settings(max_examples=20, deadline=None)
 @given(
-    size=st.sampled_from([64, 128]), channels=st.integers(4, 12), top=st.integers(8, 40), blocks=st.integers(1, 3), embedding=st.integers(8, 24)
+    size=st.sampled_from([64, 128]),
+    channels=st.integers(4, 12),
+    top=st.integers(8, 40),
+    blocks=st.integers(1, 3),
+    embedding=st.integers(8, 24),
 )
 def test_slices_cover_psi_exactly_once(size: int, channels: int, top: int, blocks: int, embedding: int) -> None:
     config = NetworkConfig(image_size=size, channels=channels, max_channels=top, embedding=embedding, bottleneck_blocks=blocks)
@@ -94,12 +98,10 @@ def test_gain_starts_at_one() -> None:
 
 def test_gains_of_a_fresh_generator_are_near_one() -> None:
     torch.manual_seed(0)
-    config = FewShotConfig()
     generator = Generator(NetworkConfig(image_size=64, channels=16, max_channels=64, embedding=64, bottleneck_blocks=2))
-    gains = generator.gains(generator.project(torch.rand(4, 64) * 0.1))
+    gains = generator.gains(generator.project(torch.rand(4, 64) * 0.1)).detach()
     assert abs(float(gains.mean()) - 1) < 0.1
     assert float(gains.min()) > 0.5
-    assert config.losses.resolved().pooling == "sum"
 
 
 def test_no_instance_norm_follows_an_adaptive_block(tiny: FewShotConfig) -> None:

@@ -51,13 +51,13 @@ def plain_frames(count: int, height: int = 128, width: int = 128, seed: int = 0)
 
 
 def numbered_frames(count: int, height: int = 64, width: int = 64) -> list[Image]:
-    """Grey level 2 * n + 10 says the frame's number."""
-    return [np.full((height, width, 3), 10 + 2 * index, np.uint8) for index in range(count)]
+    """Grey level 4 * n + 8 says the frame's number, for up to 60 frames."""
+    return [np.full((height, width, 3), min(8 + 4 * index, 250), np.uint8) for index in range(count)]
 
 
 def frame_number(image: Image) -> int:
     """Which of `numbered_frames` a decoded picture is."""
-    return round((float(image.mean()) - 10) / 2)
+    return round((float(image.mean()) - 8) / 4)
 
 
 def write_video(

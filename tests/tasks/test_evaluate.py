@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from html.parser import HTMLParser
 from pathlib import Path
 
 import av
@@ -18,7 +19,7 @@ from models.views import SAMPLES_PER_FRAME
 from tasks.evaluate import ClipSource, EvaluationFailed, crop_rule, evaluate_clips, first_frames
 from tasks.evaluation_pages import draw_clip, markdown
 from tasks.evaluation_report import BASELINE, MODEL, TRUTH, ClipPictures, ClipRow, Header, judge
-from tasks.metrics import NotComputed
+from tasks.metrics import Metric, NotComputed
 from tasks.metrics_landmarks import MISSING_FACE_DISTANCE
 from tasks.metrics_registry import METRICS
 from tasks.provenance import ModelIdentity
@@ -102,8 +103,8 @@ def test_the_page_is_whole_in_itself(report):
 
 def test_the_header_says_what_the_numbers_depend_on(report):
     facts = report.facts()
-    assert facts["Videos"].startswith("2 clips, 24 frames")
-    assert facts["Clip length"] == "12 frames at 25 frames/s"
+    assert facts["Videos"].startswith("2 videos, 2 clips, 24 frames")
+    assert facts["Clip length"].startswith("12 measured frames per clip")
     assert facts["Failures"] == "truth 0, baseline 0, model 0"
     assert "/data" in facts["Dataset"]
 
@@ -201,7 +202,7 @@ def test_missing_faces_are_in_the_report(tmp_path):
 
 
 def test_a_metric_that_is_not_computed_is_said_and_never_zero(tmp_path):
-    class NeedsWeights:
+    class NeedsWeights(Metric):
         name, title, description, higher_is_better, needs = "fid", "FID", "-", False, frozenset()
 
         def compute(self, case):
@@ -267,3 +268,27 @@ def test_spreading_takes_everybody_before_anybody_twice(keys, limit, random):
     for one in available:
         for other in available:
             assert taken[one] >= min(available[one], taken[other] - 1)
+
+
+class Balance(HTMLParser):
+    """Notes tags that are closed out of order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.wrong: list[str] = []
+
+    def handle_starttag(self, tag, attrs):
+        if tag not in ("meta", "img", "line", "rect", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if not self.open or self.open.pop() != tag:
+            self.wrong.append(tag)
+
+
+def test_the_page_is_well_formed(report):
+    balance = Balance()
+    balance.feed(report.page.read_text())
+    assert balance.open == []
+    assert balance.wrong == []

@@ -109,7 +109,7 @@ def test_ten_kills_and_a_last_run_give_the_bytes_of_an_undisturbed_one(tmp_path:
     landed = 0
     for kill in range(10):
         run = subprocess.Popen(
-            [sys.executable, str(script), str(videos), str(data)], start_new_session=True, env={**os.environ, "PYTHONPATH": os.getcwd()}
+            [sys.executable, str(script), str(videos), str(data)], start_new_session=True, env={**os.environ, "PYTHONPATH": str(Path.cwd())}
         )
         journal = data / ".journal"
         while run.poll() is None and not (journal.is_dir() and any(journal.iterdir()) and (kill % 2 or notes_are_fresh(journal))):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 import signal
@@ -16,13 +15,14 @@ import pytest
 from models.weights import MissingWeights, WeightsStore
 from tasks import features
 from tasks.dataset import Dataset, DatasetError
-from tasks.executor import Died, Executor, Finished, LocalExecutor, Raised
-from tasks.feature_index import feature_records, read_feature_index, read_feature_rejects
+from tasks.executor import Died, Executor, Finished, Raised
+from tasks.feature_index import feature_records, read_feature_index, read_feature_info, read_feature_rejects
 from tasks.features import FeatureJob, extract_features, run_feature_job
 from tasks.lock import dataset_lock
 from tasks.model_workers import ActorExecutor
 from tasks.readers import read_clip
 from tasks.settings import RunSettings, Wav2VecSettings
+from tasks.shards import read_npy
 from tasks.storage import Storage
 from tasks.wav2vec import hidden_states, load_wav2vec
 from tests.tasks.small_dataset import clip_sample, small_dataset, write_shard
@@ -118,7 +118,7 @@ def test_what_is_written(folder: Path, in_process: type[InProcess]) -> None:
         assert len(names) == 5
         assert all(name.endswith(".wav2vec.npy") and name.count(".") == 2 for name in names)
         assert names == sorted(names)
-        array = np.load(tar.extractfile(names[0]), allow_pickle=False)
+        array = read_npy(tar.extractfile(names[0]).read())
     storage = Storage.at(folder)
     index = {row["key"]: row for row in read_feature_index(storage, "wav2vec").to_pylist()}
     row = index[names[0].split(".")[0]]
@@ -135,7 +135,7 @@ def test_what_is_written(folder: Path, in_process: type[InProcess]) -> None:
     assert record.counts == {"clips": 5, "missing": 1, "frames": 12 * 3 + 13 * 2}
     for name, entry in record.files.items():
         assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == entry.sha256
-    info = json.loads((folder / "dataset.json").read_text())["features"]["wav2vec"]
+    info = read_feature_info(storage, "wav2vec")
     assert info["fingerprint"] == result.fingerprint
     assert info["pretrained"] is False
     assert info["settings"]["init"] == "random"
@@ -211,7 +211,7 @@ def test_a_clip_that_kills_its_worker_is_found_and_left_out(folder: Path, in_pro
 
 def test_a_shard_that_dies_without_a_clip_at_fault_is_an_error(folder: Path, in_process: type[InProcess]) -> None:
     in_process.always = True
-    with pytest.raises(DatasetError, match="shard 0 kills its worker process.*memory"):
+    with pytest.raises(DatasetError, match=r"shard 0 kills its worker process.*memory"):
         extract_features(str(folder), RANDOM, RUN)
 
 
@@ -239,10 +239,11 @@ def test_sound_that_does_not_fit_its_clip_is_a_reject(folder: Path, in_process: 
 
 
 def test_missing_weights_stop_before_any_work(folder: Path, in_process: type[InProcess], tmp_path: Path) -> None:
-    with pytest.raises(MissingWeights, match="wav2vec.init=random"):
+    with pytest.raises(MissingWeights, match=r"wav2vec\.init=random"):
         extract_features(str(folder), Wav2VecSettings(), RUN, weights=WeightsStore(root=tmp_path / "weights", offline=True))
     assert not in_process.instances
     assert not (folder / "features").exists()
+    assert read_feature_info(Storage.at(folder), "wav2vec") is None
 
 
 def test_a_dataset_that_another_run_writes_is_left_alone(folder: Path, in_process: type[InProcess]) -> None:
@@ -277,7 +278,7 @@ def test_actors_keep_their_process_and_are_replaced_when_they_die(folder: Path) 
 
     from tasks.executor import start_ray
 
-    start_ray(2)
+    start_ray(1)
     try:
         outcomes = drain(ActorExecutor(die_or_double, 1, device="cpu"), [1, 2, 13, 3, 14, 4])
         assert isinstance(outcomes[13], Died)
@@ -288,7 +289,7 @@ def test_actors_keep_their_process_and_are_replaced_when_they_die(folder: Path) 
         assert {job: double for job, (_, double) in finished.items()} == {1: 2, 2: 4, 3: 6, 4: 8}
         assert finished[1][0] == finished[2][0] != finished[3][0] == finished[4][0]
 
-        extract_features(str(folder), RANDOM, RunSettings(executor="ray", workers=2))
+        extract_features(str(folder), RANDOM, RunSettings(executor="ray", workers=1))
         with_ray = hashes(folder)
         assert ray.is_initialized(), "a Ray that was there before stays"
     finally:
@@ -297,10 +298,3 @@ def test_actors_keep_their_process_and_are_replaced_when_they_die(folder: Path) 
         job = FeatureJob(dataset=str(folder), shard=shard, settings=RANDOM, inputs={"a": "b"}, weights=WeightsStore(root=folder))
         run_feature_job(job)
     assert hashes(folder) == with_ray
-
-
-@pytest.mark.slow
-def test_child_processes_are_replaced_when_they_die() -> None:
-    outcomes = drain(LocalExecutor(die_or_double, 1), [1, 13, 3])
-    assert isinstance(outcomes[13], Died)
-    assert outcomes[1].result[0] != outcomes[3].result[0]

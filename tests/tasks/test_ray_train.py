@@ -45,7 +45,7 @@ def _ray() -> Iterator[None]:
 
 
 def request_of(folder: Path, *, config: dict[str, Any] | None = None, **train: Any) -> TrainRequest:
-    settings = {"steps": 8, "batch_size": 4, "log_every": 2, "validate_every": 4, "checkpoint_every": 3, "device": "cpu"}
+    settings = {"steps": 8, "batch_size": 4, "log_every": 2, "validate_every": 4, "checkpoint_every": 3, "device": "cpu", "threads": 1}
     return TrainRequest(
         family="line", stage="fit", config=config or {}, train=TrainSettings(**{**settings, **train}), dataset="none", folder=folder
     )

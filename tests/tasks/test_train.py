@@ -33,6 +33,7 @@ SETTINGS: dict[str, Any] = {
     "preview_every": 5,
     "checkpoint_every": 3,
     "device": "cpu",
+    "threads": 1,
 }
 
 
@@ -146,7 +147,7 @@ def test_another_configuration_is_refused_by_name(tmp_path: Path) -> None:
     fit(request_of(tmp_path), stop=stop_after(3))
     with pytest.raises(CheckpointError, match=r"config\.rate .*0\.5 here.*train\.batch_size \(4 there, 8 here\)"):
         fit(request_of(tmp_path, config={"rate": 0.5}, batch_size=8))
-    assert fit(request_of(tmp_path, log_every=1, threads=1)).status == "finished"
+    assert fit(request_of(tmp_path, log_every=1, threads=2)).status == "finished"
 
 
 def test_a_broken_loss_stops_with_its_step_and_the_last_good_checkpoint(tmp_path: Path) -> None:

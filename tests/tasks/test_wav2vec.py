@@ -112,7 +112,7 @@ def test_a_long_track_in_windows_agrees_with_one_pass(model: torch.nn.Module) ->
     pieces = hidden_states(waveform, model).astype(np.float32)
     assert pieces.shape == whole.shape
     error = np.sqrt(((pieces - whole) ** 2).mean(axis=(1, 2)))
-    assert error.max() < 0.08, "of rows with a standard deviation of about 0.9"
+    assert error.max() < 0.01, "of rows with a standard deviation of about 0.8; 0.0036 was measured, 0.07 with too little context"
     for shift in (-1, 1):
         moved = np.roll(whole, shift, axis=0)
         assert np.abs(pieces - whole).mean() < 0.2 * np.abs(pieces - moved).mean()

@@ -1,0 +1,317 @@
+"""Generation: what goes in is checked, what comes out is whole, marked and in time with its sound."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import av
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from models.family import DriverKind
+from models.views import SAMPLE_RATE, SAMPLES_PER_FRAME
+from tasks.audio import read_audio
+from tasks.generate import GenerationError, generate
+from tasks.generate_inputs import fill_gaps, prepare_face, prepare_landmark_driver
+from tasks.video_out import VideoWriter
+from tests.tasks.disc_faces import SIZE, DiscFamily, DiscLandmarker, DiscSynthesizer, picture, shape, walk
+
+
+@dataclass
+class Model:
+    """What generation reads of a loaded model."""
+
+    synthesizer: Any
+    family: Any
+    uri: str = "models:/talking-heads-discs/3"
+    version: int | None = 3
+    run_id: str | None = "run7"
+
+
+class SoundFamily(DiscFamily):
+    name = "talkers"
+    driver = DriverKind.AUDIO
+
+
+class SoundSynthesizer(DiscSynthesizer):
+    """Grey frames, one per 640 samples, as bright as its sound is loud."""
+
+    def synthesize(self, face, driver, *, seed=0):
+        for start in range(0, len(driver.audio), SAMPLES_PER_FRAME):
+            yield np.full((self.size, self.size, 3), int(200 * np.abs(driver.audio[start : start + SAMPLES_PER_FRAME]).max()), np.uint8)
+
+
+def write(path: Path, images, sound=None) -> Path:
+    with VideoWriter(path, width=images[0].shape[1], height=images[0].shape[0], crf=4, audio=sound) as writer:
+        for image in images:
+            writer.write(image)
+    return path
+
+
+def clicks(frames: int, every: int = 10) -> np.ndarray:
+    """A burst of noise in every tenth frame."""
+    sound = np.zeros(frames * SAMPLES_PER_FRAME, np.float32)
+    rng = np.random.default_rng(0)
+    for frame in range(5, frames, every):
+        start = frame * SAMPLES_PER_FRAME
+        sound[start : start + SAMPLES_PER_FRAME] = rng.uniform(-0.6, 0.6, SAMPLES_PER_FRAME)
+    return sound
+
+
+@pytest.fixture
+def photo(tmp_path):
+    path = tmp_path / "Zoë's face.png"
+    cv2.imwrite(str(path), picture((50, 46), 192)[..., ::-1])
+    return path
+
+
+@pytest.fixture
+def driver(tmp_path):
+    return write(tmp_path / "driver.mp4", [picture(centre) for centre in walk(40)], clicks(40))
+
+
+def make(out: Path, *, model: Model | None = None, **inputs):
+    return generate(model or Model(DiscSynthesizer(0), DiscFamily()), out=out, landmarker=DiscLandmarker(), **inputs)
+
+
+def frames_of(path: Path) -> list[np.ndarray]:
+    with av.open(str(path)) as container:
+        return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+
+
+def test_the_video_is_whole_and_marked(tmp_path, photo, driver):
+    seen = []
+    out = tmp_path / "new folder" / "out.mp4"
+    made = make(out, face=photo, driver=driver, progress=lambda what, done, total: seen.append((what, done, total)))
+    assert (made.path, made.frames, made.fps, made.seconds, made.width, made.height) == (out, 40, 25, 1.6, SIZE, SIZE)
+    assert made.sound
+    assert made.references == 1
+    assert made.driver_frames_without_face == 0
+    assert len(frames_of(out)) == 40
+    with av.open(str(out)) as container:
+        metadata = container.metadata
+    assert metadata["synthetic"] == "true"
+    assert metadata["model_uri"] == "models:/talking-heads-discs/3"
+    assert metadata["model_version"] == "3"
+    assert metadata["run_id"] == "run7"
+    assert "Synthetic" in metadata["comment"]
+    assert ("making frames", 40, 40) in seen
+    assert ("tracking the driver", 40, 40) in seen
+
+
+def test_the_face_moves_as_the_driver_moves(tmp_path, photo, driver):
+    out = tmp_path / "out.mp4"
+    make(out, face=photo, driver=driver)
+    found = [face.points[[36, 45]].mean(axis=0) for face in DiscLandmarker().track(frames_of(out))]
+    moved = np.array(found) - found[0]
+    prepared = prepare_landmark_driver(driver, DiscLandmarker(), size=SIZE, margin=0.35)
+    expected = (np.array(walk(40), float) - walk(40)[0]) * SIZE / prepared.box.side
+    assert np.abs(moved - expected).max() < 1.5
+    assert np.ptp(moved[:, 0]) > 5
+
+
+def test_the_sound_stays_in_time(tmp_path, photo, driver):
+    out = tmp_path / "out.mp4"
+    make(out, face=photo, driver=driver)
+    sound = read_audio(out, start=0, end=40 / 25)
+    expected = clicks(40)
+    correlation = np.correlate(sound, expected, mode="full")
+    offset = int(np.argmax(correlation)) - (len(expected) - 1)
+    assert abs(offset) < SAMPLES_PER_FRAME // 2
+    assert correlation.max() / np.linalg.norm(sound) / np.linalg.norm(expected) > 0.7
+
+
+def test_a_silent_driver_makes_a_silent_video(tmp_path, photo):
+    made = make(tmp_path / "out.mp4", face=photo, driver=write(tmp_path / "d.mp4", [picture(c) for c in walk(12)]))
+    assert not made.sound
+    with av.open(str(made.path)) as container:
+        assert not container.streams.audio
+
+
+def test_frames_without_a_face_are_filled_and_said(tmp_path, photo):
+    centres = [None if 4 <= i < 8 else centre for i, centre in enumerate(walk(20))]
+    made = make(tmp_path / "out.mp4", face=photo, driver=write(tmp_path / "d.mp4", [picture(c) for c in centres]))
+    assert made.frames == 20
+    assert made.driver_frames_without_face == 4
+    assert any("4 of 20 driver frames show no face" in note for note in made.notes)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.booleans(), min_size=1, max_size=30).filter(any))
+def test_gaps_are_filled_between_and_held_at_the_ends(found):
+    times = np.arange(len(found), dtype=np.float32)
+    truth = (shape()[None] + times[:, None, None] * 3).astype(np.float32)
+    points = truth.copy()
+    points[~np.array(found)] = np.nan
+    filled = fill_gaps(points)
+    known = np.flatnonzero(found)
+    expected = truth[np.clip(np.arange(len(found)), known[0], known[-1])]
+    np.testing.assert_allclose(filled, expected, atol=1e-3)
+    assert filled.dtype == np.float32
+
+
+def test_side_by_side_shows_reference_driver_and_result(tmp_path, photo, driver):
+    made = make(tmp_path / "out.mp4", face=photo, driver=driver, side_by_side=True, size=128)
+    assert (made.width, made.height) == (384, 128)
+    frames = frames_of(made.path)
+    first, last = frames[0].astype(int), frames[8].astype(int)
+    assert np.abs(first[:, :128] - last[:, :128]).mean() < 1
+    assert np.abs(first[:, 128:256] - last[:, 128:256]).mean() > 3
+
+
+def test_references_come_from_photos_folders_and_videos(tmp_path, photo):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for index in range(3):
+        cv2.imwrite(str(folder / f"{index}.png"), picture((48 + index, 48), texture=index)[..., ::-1])
+    cv2.imwrite(str(folder / "3 nobody.png"), picture(None)[..., ::-1])
+    (folder / "notes.txt").write_text("not a photo")
+    video = write(tmp_path / "person.mov", [picture(centre) for centre in walk(30)])
+    one = prepare_face([folder], DiscLandmarker(), references=8, size=SIZE, margin=0.35)
+    assert one.face.images.shape == (3, SIZE, SIZE, 3)
+    assert one.notes == ("left out of the face: 3 nobody.png (no face found)",)
+    both = prepare_face([photo, video], DiscLandmarker(), references=5, size=SIZE, margin=0.35)
+    assert len(both.face.images) == len(both.face.landmarks) == 5
+    for image, points in zip(both.face.images, both.face.landmarks, strict=True):
+        seen = DiscLandmarker().detect(image).points
+        assert np.abs(seen - points).max() < 1.5
+
+
+def test_a_photo_turned_by_its_camera_is_upright(tmp_path):
+    from PIL import Image
+
+    upright = picture((30, 60), 96)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = tmp_path / "phone.jpg"
+    Image.fromarray(np.rot90(upright).copy()).save(path, exif=exif, quality=98)
+    face = prepare_face([path], DiscLandmarker(), references=1, size=96, margin=0.35).face
+    plain = tmp_path / "plain.jpg"
+    Image.fromarray(upright).save(plain, quality=98)
+    expected = prepare_face([plain], DiscLandmarker(), references=1, size=96, margin=0.35).face
+    np.testing.assert_allclose(face.landmarks, expected.landmarks, atol=1)
+
+
+def test_an_audio_family_makes_a_frame_per_640_samples(tmp_path, photo):
+    sound = tmp_path / "speech.wav"
+    import soundfile
+
+    soundfile.write(sound, clicks(21)[: 20 * SAMPLES_PER_FRAME + 100], SAMPLE_RATE)
+    made = make(tmp_path / "out.mp4", model=Model(SoundSynthesizer(), SoundFamily()), face=photo, audio=sound)
+    assert made.frames == 21
+    assert made.sound
+    levels = [frame.mean() for frame in frames_of(made.path)]
+    assert [i for i, level in enumerate(levels) if level > 60] == [5, 15]
+
+
+def bad_inputs(tmp_path: Path) -> dict[str, tuple[dict, str]]:
+    empty = tmp_path / "empty folder"
+    empty.mkdir()
+    nobody = tmp_path / "nobody.png"
+    cv2.imwrite(str(nobody), picture(None)[..., ::-1])
+    text = tmp_path / "text.png"
+    text.write_text("no picture")
+    broken = tmp_path / "text.mp4"
+    broken.write_text("no video")
+    hollow = tmp_path / "hollow.mp4"
+    hollow.touch()
+    blank = write(tmp_path / "blank.mp4", [picture(None)] * 5)
+    return {
+        "no face in the photo": ({"face": nobody}, "no face found in nobody.png"),
+        "face is missing": ({"face": tmp_path / "gone.png"}, "gone.png does not exist"),
+        "face is no picture": ({"face": text}, "text.png can't be read as a photo"),
+        "folder without photos": ({"face": empty}, "holds no photo"),
+        "driver without a face": ({"driver": blank}, "no face found in any of the 5 frames of blank.mp4"),
+        "driver is no video": ({"driver": broken}, "--driver: text.mp4"),
+        "driver is empty": ({"driver": hollow}, "--driver: hollow.mp4"),
+        "driver is missing": ({"driver": tmp_path / "gone.mp4"}, "does not exist"),
+        "sound for a family of landmarks": (
+            {"driver": None, "audio": blank},
+            "discs is driven by a video: give --driver VIDEO instead of --audio",
+        ),
+        "both drivers": ({"audio": blank}, "instead of --audio"),
+        "no driver": ({"driver": None}, "discs is driven by a video: give --driver VIDEO"),
+        "no references": ({"references": 0}, "at least 1"),
+        "odd size": ({"size": 97}, "must be even"),
+        "face video without a face": ({"face": blank}, "no face found in blank.mp4"),
+        "not an mp4": ({"out": tmp_path / "out.avi"}, "must end in .mp4"),
+    }
+
+
+CASES = (
+    "no face in the photo",
+    "face is missing",
+    "face is no picture",
+    "folder without photos",
+    "driver without a face",
+    "driver is no video",
+    "driver is empty",
+    "driver is missing",
+    "sound for a family of landmarks",
+    "both drivers",
+    "no driver",
+    "no references",
+    "odd size",
+    "face video without a face",
+    "not an mp4",
+)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_bad_inputs_say_what_to_do_and_leave_the_old_video(tmp_path, photo, driver, name):
+    out = tmp_path / "out.mp4"
+    out.write_bytes(b"an older video")
+    inputs, message = bad_inputs(tmp_path)[name]
+    with pytest.raises(GenerationError, match=message.replace("(", r"\(")):
+        make(**{"out": out, "face": photo, "driver": driver, **inputs})
+    assert out.read_bytes() == b"an older video"
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_every_bad_input_has_a_case(tmp_path):
+    assert set(bad_inputs(tmp_path)) == set(CASES)
+
+
+def test_an_audio_family_wants_sound(tmp_path, photo, driver):
+    model = Model(SoundSynthesizer(), SoundFamily())
+    with pytest.raises(GenerationError, match="talkers is driven by sound: give --audio FILE instead of --driver"):
+        make(tmp_path / "out.mp4", model=model, face=photo, driver=driver)
+    silent = write(tmp_path / "silent.mp4", [picture((48, 48))] * 3)
+    with pytest.raises(GenerationError, match=r"silent\.mp4 holds no sound"):
+        make(tmp_path / "out.mp4", model=model, face=photo, audio=silent)
+
+
+def test_an_input_is_never_overwritten(tmp_path, photo, driver):
+    before = driver.read_bytes()
+    with pytest.raises(GenerationError, match="also an input"):
+        make(driver, face=photo, driver=driver)
+    assert driver.read_bytes() == before
+
+
+def test_a_model_that_stops_early_leaves_no_video(tmp_path, photo, driver):
+    out = tmp_path / "out.mp4"
+    with pytest.raises(RuntimeError, match="made 38 of 40 frames"):
+        make(out, model=Model(DiscSynthesizer(0, frames_off=-2), DiscFamily()), face=photo, driver=driver)
+    assert not out.exists()
+
+
+@pytest.mark.slow
+@pytest.mark.samples
+def test_real_face_and_driver(tmp_path, samples_dir):
+    made = generate(
+        Model(DiscSynthesizer(0, size=128), DiscFamily()),
+        face=samples_dir / "portrait_512_24fps_noaudio.mp4",
+        driver=samples_dir / "portrait_224_h264_25fps.mp4",
+        out=tmp_path / "out.mp4",
+        side_by_side=True,
+    )
+    assert made.references == 8
+    assert made.frames == 100
+    assert made.driver_frames_without_face == 0
+    assert made.notes == ()
+    assert made.width == 3 * 128
