@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flows.progress import Bar
-from tasks.executor import cores, start_ray
-from tasks.preprocess import PreprocessResult, Progress, plan_preprocess, run_preprocess
+from tasks.preprocessing.executor import cores, start_ray
+from tasks.preprocessing.preprocess import PreprocessResult, Progress, plan_preprocess, run_preprocess
 from tasks.settings import PreprocessSettings
 
 ALONE_VIDEOS = 8

@@ -27,7 +27,7 @@ def sample(
 ) -> None:
     """Make talking-head videos offline: an animated public-domain portrait with a synthesised voice."""
     start(workspace)
-    from tasks.sample import make_sample
+    from tasks.sample.make import make_sample
 
     show_plan("sample", [("videos", identities * utterances), ("people", identities), ("seconds each", seconds), ("into", out)])
     with ProgressBoard(console) as board:
@@ -50,7 +50,7 @@ def preprocess(
     from flows.profiles import parse_overrides
     from flows.settings import pipeline_settings
     from flows.steps import build_clips, build_features
-    from tasks.preprocess import plan_preprocess
+    from tasks.preprocessing.preprocess import plan_preprocess
 
     settings = pipeline_settings(profile, {"preprocess": parse_overrides(overrides or ())}).preprocess
     plan = plan_preprocess(videos, out, settings)
@@ -89,8 +89,8 @@ def inspect(
     from flows.profiles import parse_overrides
     from flows.settings import pipeline_settings
     from flows.steps import draw_inspection
-    from tasks.dataset import Dataset
-    from tasks.inspect_dataset import render, summarise
+    from tasks.data.dataset import Dataset
+    from tasks.data.inspect_dataset import render, summarise
 
     opened = Dataset.open(dataset)
     filters = pipeline_settings(profile, {"filters": parse_overrides(overrides or ())}).filters

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,7 +11,7 @@ import typer
 from rich.table import Table
 
 from flows.console import DEFAULT_WORKSPACE, DebugOption, ProfileOption, SetOption, WorkspaceOption, console, show_plan, start
-from flows.progress import ProgressBoard
+from flows.progress import Bar, ProgressBoard
 
 if TYPE_CHECKING:
     from flows.settings import FamilySettings
@@ -102,7 +103,7 @@ def evaluate(
     from flows.profiles import parse_overrides
     from flows.settings import pipeline_settings
     from flows.steps import DataSettings, evaluate_model, load_model, register_model, show_report
-    from tasks.train_request import TrainOutcome
+    from tasks.training.request import TrainOutcome
 
     settings = pipeline_settings(profile, parse_overrides(overrides or ()))
     data = DataSettings(filters=settings.filters, split=settings.split)
@@ -201,6 +202,10 @@ def _model_settings(
     return chosen, DataSettings(filters=settings.filters, split=settings.split), FamilySettings(config=given.get("config", {}), train=train)
 
 
+def _show_download(bar: Bar, file: str, done: int, total: int) -> None:
+    bar(done, total or None, file)
+
+
 @weights_app.command("list")
 def weights_list(
     markdown: Annotated[bool, typer.Option("--markdown", help="The README's table.")] = False,
@@ -239,5 +244,5 @@ def weights_fetch(
     with ProgressBoard(console) as board:
         for name in names:
             bar = board.bar(name)
-            path = store.resolve(name, progress=lambda file, done, total, bar=bar: bar(done, total or None, file))
+            path = store.resolve(name, progress=partial(_show_download, bar))
             bar.finish(str(path))

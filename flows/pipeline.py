@@ -28,10 +28,10 @@ from flows.settings import FamilySettings, pipeline_settings, stage_settings
 from flows.steps import DataSettings
 from flows.workspace import Workspace, prepare_environment
 from models.registry import families, family
-from tasks.dataset import DatasetError
-from tasks.evaluation_pages import markdown
-from tasks.evaluation_report import EvaluationReport
-from tasks.preprocess import PreprocessFailed, PreprocessPlan, PreprocessResult, plan_preprocess
+from tasks.data.dataset import DatasetError
+from tasks.evaluation.pages import markdown
+from tasks.evaluation.report import EvaluationReport
+from tasks.preprocessing.preprocess import PreprocessFailed, PreprocessPlan, PreprocessResult, plan_preprocess
 
 FamilyName = StrEnum("FamilyName", {name: name for name in families()})  # type: ignore[misc]
 ProfileName = StrEnum("ProfileName", {name: name for name in profile_names()})  # type: ignore[misc]
@@ -77,12 +77,12 @@ class PipelineResult(BaseModel):
 def worth_retrying(task: Task[Any, Any], run: TaskRun, state: State[Any]) -> bool:
     """Whether the same call may succeed the second time: not where the input or the settings are at fault."""
     from models.weights import MissingWeights
-    from tasks.checkpoints import CheckpointError
-    from tasks.evaluate import EvaluationFailed
-    from tasks.generate import GenerationError
-    from tasks.sources import SourceError
-    from tasks.splits import EmptySelection
-    from tasks.train_request import TrainingError
+    from tasks.data.splits import EmptySelection
+    from tasks.evaluation.evaluate import EvaluationFailed
+    from tasks.generation.generate import GenerationError
+    from tasks.preprocessing.sources import SourceError
+    from tasks.training.checkpoints import CheckpointError
+    from tasks.training.request import TrainingError
 
     hopeless = (
         PreprocessFailed,
@@ -97,13 +97,8 @@ def worth_retrying(task: Task[Any, Any], run: TaskRun, state: State[Any]) -> boo
         ValueError,
         TypeError,
     )
-    try:
-        state.result()
-    except hopeless:
-        return False
-    except BaseException as error:
-        return not isinstance(error, KeyboardInterrupt | SystemExit)
-    return False
+    outcome = state.result(raise_on_failure=False)
+    return isinstance(outcome, Exception) and not isinstance(outcome, hopeless)
 
 
 def _as_task(function: Any, name: str) -> Any:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from types import TracebackType
-from typing import Self
+from typing import Self, cast
+from uuid import UUID
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -72,7 +73,7 @@ class _ProgressArtifact:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._id = None
+        self._id: UUID | None = None
         self._last = 0.0
 
     def update(self, percent: float, *, force: bool = False) -> None:
@@ -86,7 +87,7 @@ class _ProgressArtifact:
         self._last = now
         if self._id is None:
             key = "".join(c if c.isalnum() else "-" for c in self._name.lower()).strip("-")
-            self._id = create_progress_artifact(percent, key=key, description=self._name)
+            self._id = cast(UUID, create_progress_artifact(percent, key=key, description=self._name))
         else:
             update_progress_artifact(self._id, percent)
 

@@ -19,16 +19,16 @@ from tasks.settings import EvaluateSettings, FilterSettings, PreprocessSettings,
 
 if TYPE_CHECKING:
     from models.weights import WeightsStore
-    from tasks.contact_sheet import Inspection
-    from tasks.dataset import Dataset
-    from tasks.evaluation_report import EvaluationReport
-    from tasks.features import FeatureResult
-    from tasks.generate import GeneratedVideo
-    from tasks.preprocess import PreprocessPlan, PreprocessResult, Progress
-    from tasks.registry import LoadedModel, RegisteredVersion
-    from tasks.splits import Selected
-    from tasks.tracking import TrackingSettings
-    from tasks.train_request import TrainOutcome, TrainProgress
+    from tasks.data.contact_sheet import Inspection
+    from tasks.data.dataset import Dataset
+    from tasks.data.splits import Selected
+    from tasks.evaluation.report import EvaluationReport
+    from tasks.generation.generate import GeneratedVideo
+    from tasks.preprocessing.features import FeatureResult
+    from tasks.preprocessing.preprocess import PreprocessPlan, PreprocessResult, Progress
+    from tasks.training.registry import LoadedModel, RegisteredVersion
+    from tasks.training.request import TrainOutcome, TrainProgress
+    from tasks.training.tracking import TrackingSettings
 
 
 PRIMARY_METRIC = "lmd"
@@ -44,7 +44,7 @@ class DataSettings(Settings):
 
 def build_clips(plan: PreprocessPlan, bar: Bar) -> PreprocessResult:
     """Pass 1: make the planned shards that are not there yet."""
-    from tasks.preprocess import run_preprocess
+    from tasks.preprocessing.preprocess import run_preprocess
 
     def show(progress: Progress) -> None:
         rate = progress.frames / progress.seconds if progress.seconds else 0.0
@@ -60,7 +60,7 @@ def build_features(dataset: str, settings: PreprocessSettings, place: Workspace,
     if settings.wav2vec is None:
         bar.finish("left out (wav2vec=null)")
         return None
-    from tasks.features import extract_features
+    from tasks.preprocessing.features import extract_features
 
     result = extract_features(dataset, settings.wav2vec, settings.run, bar, weights=weights_store(place))
     bar.finish(f"{result.clips} clips")
@@ -71,8 +71,8 @@ def draw_inspection(
     dataset: str, filters: FilterSettings, place: Workspace, bar: Bar, *, out: Path | None = None, clips: int = 24
 ) -> Inspection:
     """Draw the contact sheet and the page of a dataset."""
-    from tasks.contact_sheet import inspect
-    from tasks.dataset import Dataset
+    from tasks.data.contact_sheet import inspect
+    from tasks.data.dataset import Dataset
 
     inspection = inspect(Dataset.open(dataset), out or place.root / "inspection", filters=filters, clips=clips, progress=bar)
     bar.finish(f"{inspection.page}")
@@ -86,11 +86,11 @@ def train_stage(
 
     The same settings on the same dataset go on where they stopped, and a finished run is not repeated.
     """
-    from tasks.checkpoints import write_json
-    from tasks.dataset import Dataset
-    from tasks.ray_train import train
-    from tasks.tracking import code_version, finish_run, log_files, open_run
-    from tasks.train_request import TrainOutcome, TrainRequest, WeightsSettings
+    from tasks.data.dataset import Dataset
+    from tasks.training.checkpoints import write_json
+    from tasks.training.ray_train import train
+    from tasks.training.request import TrainOutcome, TrainRequest, WeightsSettings
+    from tasks.training.tracking import code_version, finish_run, log_files, open_run
 
     opened = Dataset.open(dataset)
     request = TrainRequest(
@@ -163,7 +163,7 @@ def weights_store(place: Workspace) -> WeightsStore:
 
 def tracking_settings(place: Workspace) -> TrackingSettings:
     """MLflow's address; its files lie in the workspace where it runs embedded."""
-    from tasks.tracking import TrackingSettings
+    from tasks.training.tracking import TrackingSettings
 
     uri = place.tracking_uri
     return TrackingSettings(uri=uri, artifacts=place.artifacts.as_uri() if uri.startswith("sqlite:") else None)
@@ -171,7 +171,7 @@ def tracking_settings(place: Workspace) -> TrackingSettings:
 
 def held_out_clips(dataset: Dataset, data: DataSettings) -> tuple[Selected, ...]:
     """Clips that no training with these settings saw."""
-    from tasks.splits import select
+    from tasks.data.splits import select
 
     return select(dataset, "clips", data.filters, data.split).held_out
 
@@ -180,10 +180,10 @@ def evaluate_model(
     model: LoadedModel, dataset: str, data: DataSettings, settings: EvaluateSettings, place: Workspace, bar: Bar, out: Path | None = None
 ) -> EvaluationReport:
     """Measure a model on held-out clips beside truth and baseline; the report goes into `out` and into the model's MLflow run."""
-    from tasks.dataset import Dataset
-    from tasks.evaluate import evaluate
-    from tasks.provenance import ModelIdentity
-    from tasks.tracking import log_files, log_metrics
+    from tasks.data.dataset import Dataset
+    from tasks.evaluation.evaluate import evaluate
+    from tasks.generation.provenance import ModelIdentity
+    from tasks.training.tracking import log_files, log_metrics
 
     opened = Dataset.open(dataset)
     report = evaluate(
@@ -237,7 +237,7 @@ def register_model(
     The gate: the model beats its baseline, and where there is a champion already, it is at least as good as that one on the same
     held-out clips.
     """
-    from tasks.registry import CHAMPION, promote, register, versions
+    from tasks.training.registry import CHAMPION, promote, register, versions
 
     tracking = tracking_settings(place)
     if outcome.export is None or outcome.run_id is None:
@@ -254,7 +254,7 @@ def register_model(
 
 def experiment_name_of(report: EvaluationReport) -> str:
     """Name of the registered model that a report is about."""
-    from tasks.tracking import experiment_name
+    from tasks.training.tracking import experiment_name
 
     return experiment_name(report.header.model.family)
 
@@ -284,7 +284,7 @@ def _gate(
 
 def load_model(uri: str, place: Workspace) -> LoadedModel:
     """A model by registry URI, run URI or exported folder."""
-    from tasks.registry import load
+    from tasks.training.registry import load
 
     return load(uri, tracking=tracking_settings(place), cache=place.root / "models")
 
@@ -293,7 +293,7 @@ def make_video(
     model: LoadedModel, face: Path, driver: Path | None, audio: Path | None, out: Path, bar: Bar, **options: Any
 ) -> GeneratedVideo:
     """Show the face moved by the driver or the audio, as an mp4."""
-    from tasks.generate import generate
+    from tasks.generation.generate import generate
 
     made = generate(
         model, face=face, driver=driver, audio=audio, out=out, progress=lambda what, done, total: bar(done, total, what), **options
@@ -307,7 +307,7 @@ def example_inputs(dataset: str, data: DataSettings) -> tuple[Path, Path]:
 
     Returns local paths of source videos.
     """
-    from tasks.dataset import Dataset
+    from tasks.data.dataset import Dataset
 
     opened = Dataset.open(dataset)
     rows = {row["key"]: row for row in opened.clips().select(["key", "identity", "uri"]).to_pylist()}
@@ -318,7 +318,7 @@ def example_inputs(dataset: str, data: DataSettings) -> tuple[Path, Path]:
 
 def show_report(report: EvaluationReport) -> Table:
     """The report's table for a terminal."""
-    from tasks.evaluation_report import Score
+    from tasks.evaluation.report import Score
 
     table = Table(title="evaluation", title_justify="left")
     table.add_column("")

@@ -1,6 +1,6 @@
 """What families read: one sample of each dataset view.
 
-`tasks.readers` makes these from WebDataset shards; families turn them into tensors. The two views
+`tasks.data.readers` makes these from WebDataset shards; families turn them into tensors. The two views
 are the contract between data and models, so they live on the lower floor and know no storage.
 """
 

@@ -13,7 +13,7 @@ import torch
 
 from models.family import Driver, DriverKind, EvaluationCase, Face, Family, FamilyConfig, Stage, Synthesizer
 from models.views import SAMPLES_PER_FRAME, Clip, Image, Points
-from tasks.landmarks import FaceFrame
+from tasks.video.landmarks import FaceFrame
 
 SIZE = 96
 RADIUS = 9

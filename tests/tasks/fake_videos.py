@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from tasks.build_shard import OpenLocal
-from tasks.executor import Executor, Finished, Outcome, Raised
-from tasks.landmarks import Landmarker
-from tasks.preprocess import PreprocessResult, ProgressCallback, preprocess
+from tasks.preprocessing.build_shard import OpenLocal
+from tasks.preprocessing.executor import Executor, Finished, Outcome, Raised
+from tasks.preprocessing.preprocess import PreprocessResult, ProgressCallback, preprocess
 from tasks.rejects import Reject, RejectCode, RejectScope, VideoRejected
 from tasks.samples import ClipSample, PoolSample, QualityScores, SourceVideo, VideoDone, VideoEvent
 from tasks.settings import ClipSettings, LandmarkSettings, PreprocessSettings, RunSettings, StoredSettings
+from tasks.video.landmarks import Landmarker
 
 STORED = StoredSettings(landmarks=LandmarkSettings(backend="sidecar"), clips=ClipSettings(size=64))
 

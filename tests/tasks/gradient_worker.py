@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from tasks.gradients import GradientAverager, average_scalars, largest, same_start
+from tasks.training.gradients import GradientAverager, average_scalars, largest, same_start
 
 
 class Net(nn.Module):

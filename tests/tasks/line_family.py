@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from models.family import Batch, BuildContext, Driver, DriverKind, Face, Family, FamilyConfig, Stage, Synthesizer, TrainingModule
 from models.views import Image
-from tasks.train_data import StageData
-from tasks.train_request import TrainRequest
+from tasks.training.request import TrainRequest
+from tasks.training.stage_data import StageData
 
 WIDTH = 3
 

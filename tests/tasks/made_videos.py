@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from models.views import Image
-from tasks.process_video import process_video
 from tasks.samples import SourceVideo, Utterance, VideoEvent
 from tasks.settings import StoredSettings
+from tasks.video.process_video import process_video
 
 
 @cache

@@ -11,11 +11,9 @@ import numpy as np
 import torch
 
 from models.views import NUM_LANDMARKS, SAMPLES_PER_FRAME, Clip, Image, Keyframes
-from tasks.dataset import DATASET_FILE, SCHEMA_VERSION, Dataset
-from tasks.records import FileRecord, ShardRecord, write_record
-from tasks.samples import ClipSample, PoolSample, QualityScores
-from tasks.settings import fingerprint_of
-from tasks.shards import (
+from tasks.data.dataset import DATASET_FILE, SCHEMA_VERSION, Dataset
+from tasks.data.records import FileRecord, ShardRecord, write_record
+from tasks.data.shards import (
     TarShard,
     clip_members,
     clip_row,
@@ -29,8 +27,10 @@ from tasks.shards import (
     rejects_schema,
     tar_name,
 )
-from tasks.storage import Storage
-from tasks.video_out import encode_clip
+from tasks.data.storage import Storage
+from tasks.samples import ClipSample, PoolSample, QualityScores
+from tasks.settings import fingerprint_of
+from tasks.video.video_out import encode_clip
 
 SIZE = 64
 GOP = 6

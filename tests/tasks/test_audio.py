@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tasks.audio import clip_audio, fit_length, read_audio, wav_bytes
+from tasks.video.audio import clip_audio, fit_length, read_audio, wav_bytes
 from tests.tasks.made_videos import numbered_frames, write_sound, write_video
 
 

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.clip_frames import BadClip, decode_frames
-from tasks.video_out import encode_clip
+from tasks.video.clip_frames import BadClip, decode_frames
+from tasks.video.video_out import encode_clip
 
 FRAMES = 40
 GOP = 12

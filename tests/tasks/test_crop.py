@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.crop import HEAD_ABOVE_BROWS, CropBox, crop_image, crop_points, face_boxes, head_boxes, uncrop_points, union_box
+from tasks.video.crop import HEAD_ABOVE_BROWS, CropBox, crop_image, crop_points, face_boxes, head_boxes, uncrop_points, union_box
 
 
 def dot_picture(height: int, width: int, x: int, y: int) -> np.ndarray:

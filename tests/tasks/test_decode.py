@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.decode import BrokenOff, read_frames, scaled_size, timeline
-from tasks.probe import content_fingerprint, probe
 from tasks.rejects import RejectCode, VideoRejected
+from tasks.video.decode import BrokenOff, read_frames, scaled_size, timeline
+from tasks.video.probe import content_fingerprint, probe
 from tests.tasks.made_videos import frame_number, numbered_frames, plain_frames, rotate_by_metadata, write_sound, write_video
 
 

@@ -16,15 +16,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.views import SAMPLES_PER_FRAME
-from tasks.evaluate import ClipSource, EvaluationFailed, crop_rule, evaluate_clips, first_frames
-from tasks.evaluation_pages import draw_clip, markdown
-from tasks.evaluation_report import BASELINE, MODEL, TRUTH, ClipPictures, ClipRow, Header, judge
-from tasks.metrics import Metric, NotComputed
-from tasks.metrics_landmarks import MISSING_FACE_DISTANCE
-from tasks.metrics_registry import METRICS
-from tasks.provenance import ModelIdentity
+from tasks.data.spread import spread
+from tasks.evaluation.evaluate import ClipSource, EvaluationFailed, crop_rule, evaluate_clips, first_frames
+from tasks.evaluation.metrics import Metric, NotComputed
+from tasks.evaluation.metrics_landmarks import MISSING_FACE_DISTANCE
+from tasks.evaluation.metrics_registry import METRICS
+from tasks.evaluation.pages import draw_clip, markdown
+from tasks.evaluation.report import BASELINE, MODEL, TRUTH, ClipPictures, ClipRow, Header, judge
+from tasks.generation.provenance import ModelIdentity
 from tasks.settings import EvaluateSettings
-from tasks.spread import spread
 from tests.tasks.disc_faces import EYES, DiscConfig, DiscFamily, DiscLandmarker, DiscSynthesizer, clip_of, walk
 
 IDENTITY = ModelIdentity(family="discs", uri="models:/talking-heads-discs/3", version="3", run_id="run7")

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from tasks.dataset import Dataset
-from tasks.executor import Died, Finished, LocalExecutor, Raised
-from tasks.preprocess import PreprocessFailed
+from tasks.data.dataset import Dataset
+from tasks.preprocessing.executor import Died, Finished, LocalExecutor, Raised
+from tasks.preprocessing.preprocess import PreprocessFailed
 from tests.tasks.fake_videos import content_of, make_videos, run_fake
 
 
@@ -84,7 +84,7 @@ def test_ray_gives_the_same_bytes(poisoned: Path, local_result: Path, tmp_path: 
 
 @pytest.mark.slow
 def test_a_worker_that_dies_before_any_video_is_not_retried_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tasks.preprocess.build_shard", die)
+    monkeypatch.setattr("tasks.preprocessing.preprocess.build_shard", die)
     with pytest.raises(PreprocessFailed, match="died 3 times outside of any video"):
         run_fake(make_videos(tmp_path / "videos", identities=1, videos=1), tmp_path / "data", workers=1)
 

@@ -13,18 +13,18 @@ import numpy as np
 import pytest
 
 from models.weights import MissingWeights, WeightsStore
-from tasks import features
-from tasks.dataset import Dataset, DatasetError
-from tasks.executor import Died, Executor, Finished, Raised
-from tasks.feature_index import feature_records, read_feature_index, read_feature_info, read_feature_rejects
-from tasks.features import FeatureJob, extract_features, run_feature_job
-from tasks.lock import dataset_lock
-from tasks.model_workers import ActorExecutor
-from tasks.readers import read_clip
+from tasks.data.dataset import Dataset, DatasetError
+from tasks.data.feature_index import feature_records, read_feature_index, read_feature_info, read_feature_rejects
+from tasks.data.lock import dataset_lock
+from tasks.data.readers import read_clip
+from tasks.data.shards import read_npy
+from tasks.data.storage import Storage
+from tasks.preprocessing import features
+from tasks.preprocessing.executor import Died, Executor, Finished, Raised
+from tasks.preprocessing.features import FeatureJob, extract_features, run_feature_job
+from tasks.preprocessing.model_workers import ActorExecutor
+from tasks.preprocessing.wav2vec import hidden_states, load_wav2vec
 from tasks.settings import RunSettings, Wav2VecSettings
-from tasks.shards import read_npy
-from tasks.storage import Storage
-from tasks.wav2vec import hidden_states, load_wav2vec
 from tests.tasks.small_dataset import clip_sample, small_dataset, write_shard
 
 RANDOM = Wav2VecSettings(init="random")
@@ -276,7 +276,7 @@ def test_actors_keep_their_process_and_are_replaced_when_they_die(folder: Path) 
     """Real Ray: many jobs per process, a killed actor and an exception are outcomes, and pass 2 gives the bytes of no Ray."""
     import ray
 
-    from tasks.executor import start_ray
+    from tasks.preprocessing.executor import start_ray
 
     start_ray(1)
     try:

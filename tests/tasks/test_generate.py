@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 
 from models.family import DriverKind
 from models.views import SAMPLE_RATE, SAMPLES_PER_FRAME
-from tasks.audio import read_audio
-from tasks.generate import GenerationError, generate
-from tasks.generate_inputs import fill_gaps, prepare_face, prepare_landmark_driver
-from tasks.video_out import VideoWriter
+from tasks.generation.generate import GenerationError, generate
+from tasks.generation.inputs import fill_gaps, prepare_face, prepare_landmark_driver
+from tasks.video.audio import read_audio
+from tasks.video.video_out import VideoWriter
 from tests.tasks.disc_faces import SIZE, DiscFamily, DiscLandmarker, DiscSynthesizer, picture, shape, walk
 
 

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.gradients import buckets
+from tasks.training.gradients import buckets
 from tests.tasks.gradient_worker import Net, run, samples
 
 

@@ -14,13 +14,13 @@ import pytest
 from rich.console import Console
 
 from models.views import NUM_LANDMARKS
-from tasks.contact_sheet import CAPTION, PANEL, failed_filters, inspect
-from tasks.dataset import Dataset
-from tasks.drawing import CONTOURS, Line, draw_landmarks, fit, grid, write_lines
-from tasks.inspect_dataset import SCORES, render, sparkline, summarise
-from tasks.page import Column, Page, histogram_svg
+from tasks.data.contact_sheet import CAPTION, PANEL, failed_filters, inspect
+from tasks.data.dataset import Dataset
+from tasks.data.inspect_dataset import SCORES, render, sparkline, summarise
+from tasks.data.shards import parquet_bytes, rejects_name, rejects_schema
+from tasks.evaluation.drawing import CONTOURS, Line, draw_landmarks, fit, grid, write_lines
+from tasks.evaluation.page import Column, Page, histogram_svg
 from tasks.settings import FilterSettings
-from tasks.shards import parquet_bytes, rejects_name, rejects_schema
 from tests.tasks.disc_faces import shape
 from tests.tasks.small_dataset import SCORES as STORED
 from tests.tasks.small_dataset import clip_sample, small_dataset, write_shard
@@ -124,7 +124,7 @@ def test_landmarks_are_drawn_on_the_sheet_where_they_are(tmp_path, monkeypatch):
     write_shard(folder, 0, {("id00", "v00"): [dataclasses.replace(stored, landmarks=points)]})
     dataset = Dataset.open(folder)
     drawn = cv2.imread(str(inspect(dataset, tmp_path / "a", frames=2).sheet)).astype(int)
-    monkeypatch.setattr("tasks.contact_sheet.draw_landmarks", lambda image, points, dots: image)
+    monkeypatch.setattr("tasks.data.contact_sheet.draw_landmarks", lambda image, points, dots: image)
     plain = cv2.imread(str(inspect(dataset, tmp_path / "b", frames=2).sheet)).astype(int)
     changed = np.abs(drawn - plain).sum(axis=2) > 30
     top = drawn.shape[0] - PANEL

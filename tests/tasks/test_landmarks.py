@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tasks.landmarks import FaceFrame, Landmarker, comparable_faces, make_landmarker, overlap
-from tasks.landmarks_sidecar import SidecarLandmarker, sidecar_uri
 from tasks.rejects import RejectCode, VideoRejected
 from tasks.settings import LandmarkSettings
+from tasks.video.landmarks import FaceFrame, Landmarker, comparable_faces, make_landmarker, overlap
+from tasks.video.landmarks_sidecar import SidecarLandmarker, sidecar_uri
 from tests.tasks.made_videos import face_frames, plain_frames, portrait
 
 

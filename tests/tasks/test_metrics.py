@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from models.views import Image
-from tasks.metrics import PSNR_LIMIT, MetricCase, NotComputed, Psnr, Smoothness, Ssim, TrackedFaces, check_finite
-from tasks.metrics_landmarks import MISSING_FACE_DISTANCE, FaceFound, LandmarkDistance, MouthLandmarkDistance, track_faces
-from tasks.metrics_registry import METRICS, metric_named
+from tasks.evaluation.metrics import PSNR_LIMIT, MetricCase, NotComputed, Psnr, Smoothness, Ssim, TrackedFaces, check_finite
+from tasks.evaluation.metrics_landmarks import MISSING_FACE_DISTANCE, FaceFound, LandmarkDistance, MouthLandmarkDistance, track_faces
+from tasks.evaluation.metrics_registry import METRICS, metric_named
 from tests.tasks.disc_faces import EYES, SIZE, DiscLandmarker, picture, shape, walk
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-import tasks.preprocess
-from tasks.dataset import Dataset, DatasetError
-from tasks.sources import SourceError, discover
-from tasks.storage import Storage, filesystem, open_local
+import tasks.preprocessing.preprocess
+from tasks.data.dataset import Dataset, DatasetError
+from tasks.data.storage import Storage, filesystem, open_local
+from tasks.preprocessing.sources import SourceError, discover
 from tests.tasks.fake_videos import content_of, inline, make_videos, run_fake
 
 
@@ -51,7 +51,7 @@ def download(url: str, folder: Path) -> Path:
 
 
 def test_a_dataset_on_s3_holds_the_bytes_of_a_local_one(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tasks.preprocess, "make_executor", inline)
+    monkeypatch.setattr(tasks.preprocessing.preprocess, "make_executor", inline)
     videos = make_videos(tmp_path / "videos", identities=2, videos=2)
     (videos / "id001/v1/00000.mp4").write_text("no face")
     run_fake(videos, tmp_path / "local")
@@ -66,7 +66,7 @@ def test_a_dataset_on_s3_holds_the_bytes_of_a_local_one(bucket: str, tmp_path: P
 
 
 def test_sources_on_s3_have_the_keys_of_local_ones(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tasks.preprocess, "make_executor", inline)
+    monkeypatch.setattr(tasks.preprocessing.preprocess, "make_executor", inline)
     videos = make_videos(tmp_path / "videos", identities=2, videos=1)
     upload(videos, f"{bucket}/sources")
     columns = ["key", "name", "size"]

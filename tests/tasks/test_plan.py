@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.plan import SOURCES_SCHEMA, make_plan, moved, videos_per_new_shard
+from tasks.preprocessing.plan import SOURCES_SCHEMA, make_plan, moved, videos_per_new_shard
 
 
 def table(videos: dict[str, list[int]], place: str = "/a") -> pa.Table:
@@ -96,8 +96,8 @@ def test_planning_is_fast_and_small(tmp_path: Path) -> None:
     manifest.write_text("path,identity\n" + "".join(f"mp4/id{row // 9:06d}/v{row:07d}.mp4,id{row // 9:06d}\n" for row in range(rows)))
     code = (
         "import resource, sys\n"
-        "from tasks.sources import discover\n"
-        "from tasks.plan import make_plan\n"
+        "from tasks.preprocessing.sources import discover\n"
+        "from tasks.preprocessing.plan import make_plan\n"
         "plan = make_plan(discover([sys.argv[1]]).table, videos_per_shard=64)\n"
         "print(len(plan.shards), plan.videos, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\n"
     )

@@ -14,18 +14,18 @@ from pathlib import Path
 
 import pytest
 
-import tasks.preprocess
-from tasks.dataset import Dataset, DatasetError
-from tasks.preprocess import PreprocessFailed, Progress, plan_preprocess, preprocess
+import tasks.preprocessing.preprocess
+from tasks.data.dataset import Dataset, DatasetError
+from tasks.data.shards import read_npy
+from tasks.preprocessing.preprocess import PreprocessFailed, Progress, plan_preprocess, preprocess
+from tasks.preprocessing.sources import SourceError
 from tasks.settings import ClipSettings
-from tasks.shards import read_npy
-from tasks.sources import SourceError
 from tests.tasks.fake_videos import content_of, fake_video, inline, make_settings, make_videos, run_fake
 
 
 @pytest.fixture(autouse=True)
 def _in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tasks.preprocess, "make_executor", inline)
+    monkeypatch.setattr(tasks.preprocessing.preprocess, "make_executor", inline)
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ def test_inputs_are_not_touched(videos: Path, tmp_path: Path) -> None:
 def test_a_second_run_has_nothing_to_do(videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = run_fake(videos, tmp_path / "data")
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "data").rglob("*") if path.is_file()}
-    monkeypatch.setattr(tasks.preprocess, "make_executor", None)  # so nothing can be started
+    monkeypatch.setattr(tasks.preprocessing.preprocess, "make_executor", None)  # so nothing can be started
     again = run_fake(videos, tmp_path / "data")
     assert (again.made_shards, again.clips, again.fingerprint) == (0, first.clips, first.fingerprint)
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "data").rglob("*") if path.is_file()} == before
@@ -131,7 +131,7 @@ def test_other_settings_are_named(videos: Path, tmp_path: Path) -> None:
 
 def test_other_code_redoes_everything(videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run_fake(videos, tmp_path / "data")
-    monkeypatch.setattr("tasks.preprocess_plan.code_version", lambda *roots: "other")
+    monkeypatch.setattr("tasks.preprocessing.run_plan.code_version", lambda *roots: "other")
     plan = plan_preprocess([videos], tmp_path / "data", make_settings(), process=fake_video)
     assert plan.outdated == {"code": 12}
 
@@ -216,7 +216,9 @@ def test_a_disk_that_fills_up_under_the_writer(videos: Path, tmp_path: Path, mon
 
 
 def test_two_runs_at_once_are_refused_and_a_dead_one_is_not_waited_for(videos: Path, tmp_path: Path) -> None:
-    code = "import sys, time; from tasks.lock import *\nwith dataset_lock(Storage.at(sys.argv[1])):\n    print(flush=True); time.sleep(60)"
+    code = (
+        "import sys, time; from tasks.data.lock import *\nwith dataset_lock(Storage.at(sys.argv[1])):\n print(flush=True); time.sleep(60)"
+    )
     holder = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "data")], stdout=subprocess.PIPE)
     holder.stdout.readline()
     with pytest.raises(DatasetError, match=f"another run is writing .*process {holder.pid} on"):

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 
 from models.views import Image
-from tasks.crop import CropBox
-from tasks.landmarks import Landmarker, make_landmarker
-from tasks.process_video import source_box
 from tasks.rejects import Reject, RejectCode, RejectScope
 from tasks.samples import ClipSample, PoolSample, VideoDone, VideoEvent
 from tasks.settings import ClipSettings, LandmarkSettings, PoolSettings, StoredSettings
+from tasks.video.crop import CropBox
+from tasks.video.landmarks import Landmarker, make_landmarker
+from tasks.video.process_video import source_box
 from tests.tasks.made_videos import (
     events,
     face_frames,

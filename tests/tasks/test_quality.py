@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tasks.crop import CropBox
-from tasks.quality import (
+from tasks.video.crop import CropBox
+from tasks.video.quality import (
     HEAD_MODEL,
     RIGID,
     camera_motion,

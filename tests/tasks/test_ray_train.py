@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from models.family import Batch, BuildContext, TrainingModule
-from tasks import checkpoints
-from tasks.executor import start_ray
-from tasks.ray_train import train
+from tasks.preprocessing.executor import start_ray
 from tasks.settings import TrainSettings
-from tasks.spool import read_curves
-from tasks.train import run_stage
-from tasks.train_request import TrainingError, TrainOutcome, TrainProgress, TrainRequest
+from tasks.training import checkpoints
+from tasks.training.ray_train import train
+from tasks.training.request import TrainingError, TrainOutcome, TrainProgress, TrainRequest
+from tasks.training.spool import read_curves
+from tasks.training.train import run_stage
 from tests.tasks import line_family
 from tests.tasks.line_family import LineFamily, LineModule, line_data
 

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 import torch
 
-from tasks.dataset import Dataset
-from tasks.feature_index import MissingFeatures
-from tasks.features import extract_features
-from tasks.readers import BadShard, BatchStream, read_clip, read_pool, read_selected
+from tasks.data.dataset import Dataset
+from tasks.data.feature_index import MissingFeatures
+from tasks.data.readers import BadShard, BatchStream, read_clip, read_pool, read_selected
+from tasks.data.splits import Selected, Selection, select
+from tasks.data.storage import Storage
+from tasks.preprocessing.features import extract_features
 from tasks.settings import FilterSettings, RunSettings, SplitSettings, Wav2VecSettings
-from tasks.splits import Selected, Selection, select
-from tasks.storage import Storage
 from tests.tasks.small_dataset import (
     SIZE,
     code,

@@ -15,13 +15,13 @@ import torch
 from models.family import BuildContext
 from models.registry import family
 from models.weights import WeightsStore
-from tasks.registry import RegistryError, load, promote, register, versions
 from tasks.settings import TrainSettings
-from tasks.tracking import TrackingSettings, open_run
-from tasks.train_data import StageData
-from tasks.train_output import write_export
-from tasks.train_request import TrainRequest
-from tasks.video_out import VideoWriter
+from tasks.training.output import write_export
+from tasks.training.registry import RegistryError, load, promote, register, versions
+from tasks.training.request import TrainRequest
+from tasks.training.stage_data import StageData
+from tasks.training.tracking import TrackingSettings, open_run
+from tasks.video.video_out import VideoWriter
 from tests.models.fewshot_material import TINY, make_face
 from tests.tasks.made_videos import face_frames, portrait
 

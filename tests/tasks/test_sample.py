@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.views import SAMPLES_PER_FRAME
-from tasks.sample import make_sample, move
-from tasks.sample_face import FaceAnimator, Pose
-from tasks.sample_identity import Head, make_head, make_looks
-from tasks.sample_portrait import SIZE
-from tasks.sample_speech import Voice, speak
+from tasks.sample.face import FaceAnimator, Pose
+from tasks.sample.identity import Head, make_head, make_looks
+from tasks.sample.make import make_sample, move
+from tasks.sample.portrait import SIZE
+from tasks.sample.speech import Voice, speak
 
 
 def decode(path: Path) -> tuple[np.ndarray, np.ndarray]:

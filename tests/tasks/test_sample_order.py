@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.sample_order import SampleOrder, epoch_order
+from tasks.data.sample_order import SampleOrder, epoch_order
 
 shard_lists = st.lists(st.integers(0, 6), min_size=1, max_size=40).map(lambda shards: np.array(sorted(shards)))
 

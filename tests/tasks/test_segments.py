@@ -6,9 +6,9 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.landmarks import FaceFrame
-from tasks.segments import MAX_GAP, NoFace, Segment, Segmenter, next_length
 from tasks.settings import ClipSettings
+from tasks.video.landmarks import FaceFrame
+from tasks.video.segments import MAX_GAP, NoFace, Segment, Segmenter, next_length
 
 SMALL = ClipSettings(min_frames=2, max_frames=12, history_frames=8)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.selection import BLOCK_FRAMES, Candidate, PoolPicker, candidates, shares
+from tasks.video.selection import BLOCK_FRAMES, Candidate, PoolPicker, candidates, shares
 
 Clips = list[tuple[str, str, list[int]]]
 

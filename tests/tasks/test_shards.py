@@ -11,9 +11,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tasks.records import FileRecord, ShardRecord, code_version
-from tasks.shards import MAX_NAME, TarShard
-from tasks.storage import Storage
+from tasks.data.records import FileRecord, ShardRecord, code_version
+from tasks.data.shards import MAX_NAME, TarShard
+from tasks.data.storage import Storage
 
 SAMPLES = st.dictionaries(
     st.from_regex(r"[A-Za-z0-9_-]{1,30}", fullmatch=True),
@@ -80,11 +80,11 @@ def test_records_round_trip_and_their_content_ignores_timings() -> None:
 
 
 def test_the_code_version_sees_code_and_not_comments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import tasks.records
+    import tasks.data.records
 
     module = tmp_path / "tasks" / "one.py"
     module.parent.mkdir()
-    monkeypatch.setattr(tasks.records, "__file__", str(module))
+    monkeypatch.setattr(tasks.data.records, "__file__", str(tmp_path / "tasks" / "data" / "records.py"))
     (tmp_path / "tasks/two.py").write_text("SIZE = 1\n")
     versions = []
     for text in (

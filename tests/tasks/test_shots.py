@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tasks.settings import ShotSettings
-from tasks.shots import CutDetector, colour_histogram, histogram_change
+from tasks.video.shots import CutDetector, colour_histogram, histogram_change
 from tests.tasks.made_videos import face_frames, plain_frames
 
 

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.keys import identity_part, utterance_part, video_part
-from tasks.shards import MAX_NAME
-from tasks.sources import SourceError, discover, name_file
+from tasks.data.shards import MAX_NAME
+from tasks.preprocessing.keys import identity_part, utterance_part, video_part
+from tasks.preprocessing.sources import SourceError, discover, name_file
 
 PART = re.compile(r"[A-Za-z0-9-]+")
 

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tasks.data.splits import EmptySelection, filter_clips, hold_out, select
 from tasks.settings import FilterSettings, SplitSettings
-from tasks.splits import EmptySelection, filter_clips, hold_out, select
 
 GOOD = {
     "face_px": 300.0,

@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.spool import Line, Spool, read_curves
-from tasks.tracking import (
+from tasks.training.spool import Line, Spool, read_curves
+from tasks.training.tracking import (
     BATCH,
     RunLogger,
     TrackingError,

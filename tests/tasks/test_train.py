@@ -14,14 +14,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks import checkpoints
-from tasks.checkpoints import CheckpointError
-from tasks.curves import draw_curves
 from tasks.settings import TrainSettings
-from tasks.spool import read_curves, read_lines
-from tasks.stopping import stop_on_signals
-from tasks.train import run_stage, step_seed
-from tasks.train_request import TrainingError, TrainOutcome, TrainPlan, TrainProgress, TrainRequest
+from tasks.training import checkpoints
+from tasks.training.checkpoints import CheckpointError
+from tasks.training.curves import draw_curves
+from tasks.training.request import TrainingError, TrainOutcome, TrainPlan, TrainProgress, TrainRequest
+from tasks.training.spool import read_curves, read_lines
+from tasks.training.stopping import stop_on_signals
+from tasks.training.train import run_stage, step_seed
 from tests.tasks.line_family import LineFamily, line_data
 
 SETTINGS: dict[str, Any] = {

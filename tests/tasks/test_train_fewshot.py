@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from tasks import checkpoints
 from tasks.settings import FilterSettings, SplitSettings, TrainSettings
-from tasks.train import run_stage
-from tasks.train_request import TrainRequest, WeightsSettings
+from tasks.training import checkpoints
+from tasks.training.request import TrainRequest, WeightsSettings
+from tasks.training.train import run_stage
 from tests.models.fewshot_material import TINY
 from tests.tasks.small_dataset import small_dataset
 from tests.tasks.test_train import same, stop_after

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from models.views import FPS, SAMPLE_RATE
-from tasks.video_out import VideoWriter, encode_clip
+from tasks.video.video_out import VideoWriter, encode_clip
 
 
 def moving_frames(count: int, size: tuple[int, int] = (48, 64), seed: int = 0) -> list[np.ndarray]:

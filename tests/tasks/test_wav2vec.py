@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from models.views import SAMPLES_PER_FRAME
 from models.weights import CorruptWeights, MissingWeights, WeightsStore
+from tasks.preprocessing.wav2vec import PADDING, default_store, hidden_states, load_wav2vec, plan_windows, wav2vec_version
 from tasks.settings import Wav2VecSettings
-from tasks.wav2vec import PADDING, default_store, hidden_states, load_wav2vec, plan_windows, wav2vec_version
 
 RANDOM = Wav2VecSettings(init="random")
 
@@ -148,7 +148,7 @@ def test_published_layout_loads_and_version_follows_the_bytes(tmp_path: Path) ->
     from safetensors.torch import load_file, save_file
     from transformers import Wav2Vec2Config, Wav2Vec2ForCTC
 
-    from tasks.wav2vec import random_config
+    from tasks.preprocessing.wav2vec import random_config
 
     torch.manual_seed(1)
     ctc = Wav2Vec2ForCTC(Wav2Vec2Config(**random_config(RANDOM), vocab_size=32)).eval()

@@ -1,0 +1,1 @@
+"""Metrics and the report: truth, baseline and model side by side."""

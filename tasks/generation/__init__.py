@@ -1,0 +1,1 @@
+"""A registered model makes a video."""

@@ -1,0 +1,1 @@
+"""Talking-head videos made offline from a public-domain portrait."""
