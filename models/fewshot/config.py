@@ -16,10 +16,11 @@ class NetworkConfig(FamilyConfig):
     """Sizes of the three networks; the structure never changes."""
 
     image_size: int = Field(256, ge=64, le=512, description="Side of pictures in pixels; a power of two.")
-    channels: int = Field(64, ge=4, le=128, description="Channels of the first block; they double with each block.")
+    channels: int = Field(64, ge=4, le=128, description="Channels of the first block; they double with each halving.")
+    generator_channels: int | None = Field(None, ge=4, le=128, description="The same for the generator alone; null is `channels`.")
     max_channels: int = Field(512, ge=8, le=1024, description="Channels never grow beyond this.")
     embedding: int = Field(512, ge=8, le=1024, description="Length of the person's vector e, of v and of the rows of W.")
-    bottleneck_blocks: int = Field(4, ge=1, le=8, description="AdaIN residual blocks at the generator's smallest size.")
+    bottleneck_blocks: int = Field(4, ge=1, le=8, description="AdaIN residual blocks at the generator's smallest size, 16 x 16.")
 
     @field_validator("image_size")
     @classmethod

@@ -13,16 +13,18 @@ from torch.nn import functional as F
 from models.fewshot.blocks import AdaIN, ResidualBlock, SelfAttention, conv, spectral
 from models.fewshot.config import NetworkConfig, Pooling
 
-GENERATOR_DOWNS = 4
-"""Halvings of the generator: 256 -> 16. The public code with six has 59.8 M parameters instead of 38 M."""
+BOTTLENECK = 16
+"""Side of the generator's smallest features: 256 is halved four times. Smaller pictures are halved less often, because
+there are no skip connections: the landmarks reach the picture only through these features. (The public code that halves
+256 six times has 59.8 M parameters instead of 38 M.)"""
 
 ATTENTION_AFTER = 3
-"""Down blocks before the self-attention: at 32 x 32 for pictures of 256."""
+"""Down blocks of E and D before the self-attention: at 32 x 32 for pictures of 256."""
 
 
-def down_channels(config: NetworkConfig, count: int) -> list[int]:
-    """Channels after each of `count` halvings."""
-    return [min(config.channels * 2**i, config.max_channels) for i in range(count)]
+def widths_down(first: int, largest: int, count: int) -> list[int]:
+    """Channels after each of `count` halvings: doubling from `first` up to `largest`."""
+    return [min(first * 2**i, largest) for i in range(count)]
 
 
 def _halvings_to_four(config: NetworkConfig) -> int:
@@ -31,7 +33,7 @@ def _halvings_to_four(config: NetworkConfig) -> int:
 
 def _downward(config: NetworkConfig) -> list[nn.Module]:
     """The trunk that E and D share in form: halved to 4 x 4, ending with `embedding` channels."""
-    widths = down_channels(config, _halvings_to_four(config))
+    widths = widths_down(config.channels, config.max_channels, _halvings_to_four(config))
     widths[-1] = config.embedding
     blocks: list[nn.Module] = []
     inputs = 6
@@ -70,20 +72,25 @@ class Generator(nn.Module):
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
-        widths = down_channels(config, GENERATOR_DOWNS)
+        size = config.image_size
+        widths = widths_down(config.generator_channels or config.channels, config.max_channels, int(math.log2(size // BOTTLENECK)))
+        # At 256 the self-attentions are at 32 on the way down and at 64 on the way up.
+        attention_down, attention_up = max(size // 8, BOTTLENECK), max(size // 4, 2 * BOTTLENECK)
         down: list[nn.Module] = []
         inputs = 3
         for i, width in enumerate(widths):
             down.append(ResidualBlock(inputs, width, norm="instance", scale="down", first=i == 0))
-            if i + 1 == ATTENTION_AFTER:
+            size //= 2
+            if size == attention_down:
                 down.append(SelfAttention(width))
             inputs = width
         self.down = nn.ModuleList(down)
         self.bottleneck = nn.ModuleList(ResidualBlock(inputs, inputs, norm="adaptive") for _ in range(config.bottleneck_blocks))
         up: list[nn.Module] = []
-        for i, width in enumerate(reversed(widths)):
+        for width in reversed(widths):
             up.append(ResidualBlock(inputs, width, norm="adaptive", scale="up"))
-            if i == 1:
+            size *= 2
+            if size == attention_up:
                 up.append(SelfAttention(width))
             inputs = width
         self.up = nn.ModuleList(up)

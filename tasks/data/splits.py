@@ -138,8 +138,11 @@ def select(dataset: Dataset, view: View, filters: FilterSettings, split: SplitSe
         raise EmptySelection(_nothing_left(clips, filters, removed))
     windows = _windows(kept, split)
     held_out_units: set[str] = set()
-    if split.by != "time":
-        held_out_units = hold_out(kept.column(split.by).to_pylist(), split)
+    if split.by == "identity":
+        held_out_units = hold_out(kept.column("identity").to_pylist(), split)
+    elif split.by == "video":
+        arrived = clips.select(["shard", "identity", "video"]).to_pylist()
+        held_out_units = hold_out_videos([(row["shard"], row["identity"], row["video"]) for row in arrived], split)
     if view == "clips":
         train, held_out = _split_clips(kept, windows, split, held_out_units)
     else:
@@ -155,7 +158,7 @@ def select(dataset: Dataset, view: View, filters: FilterSettings, split: SplitSe
 
 
 def hold_out(units: Sequence[str], split: SplitSettings) -> set[str]:
-    """The units that are held out: those whose hash lies below the share, at least one, never all.
+    """The people that are held out: those whose hash lies below the share, at least one, never all.
 
     When units are added, no unit ever moves from training to held-out. (Where chance put none below the share, the unit
     with the smallest hash is held out; a new unit with a smaller one takes its place, and it goes to training.)
@@ -172,6 +175,36 @@ def hold_out(units: Sequence[str], split: SplitSettings) -> set[str]:
     if not chosen:
         return {order[0]}
     return chosen if len(chosen) < len(names) else set(order[:-1])
+
+
+def hold_out_videos(videos: Sequence[tuple[int, str, str]], split: SplitSettings) -> set[str]:
+    """The videos of known people that are held out: a person's first video always trains.
+
+    Videos are taken in the order in which they came to the dataset (its shards only grow), and one is held out whenever fewer
+    than the share are, and at least one. So when videos are added, none ever moves from training to held-out. It looks at all videos of the dataset, whatever the
+    filters, so that a threshold moves none either.
+
+    Args:
+        videos: (shard, identity, video) of every clip, in any order; repeats count once.
+
+    Raises:
+        EmptySelection: no person has two videos.
+    """
+    order = sorted(set(videos), key=lambda row: (row[0], _hash(split, row[2])))
+    known: set[str] = set()
+    chosen: set[str] = set()
+    later: list[str] = []
+    for count, (_, identity, video) in enumerate(order, start=1):
+        if identity in known:
+            later.append(video)
+            if len(chosen) < int(split.holdout * count + 0.5):
+                chosen.add(video)
+        known.add(identity)
+    if not later:
+        raise EmptySelection(
+            f"split.by=video needs a person with two videos; here are {len(order)} of {len(known)} people: set split.by=time"
+        )
+    return chosen or {later[0]}
 
 
 def _hash(split: SplitSettings, unit: str) -> float:

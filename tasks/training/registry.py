@@ -86,7 +86,7 @@ def register(
 ) -> RegisteredVersion:
     """Log an exported folder as a pyfunc model of a run and make it the newest version of its family.
 
-    It becomes `challenger`, and `champion` too where there is none yet.
+    It becomes `challenger`; only `promote` makes a champion.
 
     Args:
         metrics: evaluation numbers to tie to the model.
@@ -135,9 +135,6 @@ def register(
         version = client.create_model_version(name, info.model_uri, run_id=run_id, tags=known, model_id=info.model_id)
         number = int(version.version)
         client.set_registered_model_alias(name, CHALLENGER, str(number))
-        aliases = client.get_registered_model(name).aliases
-        if CHAMPION not in aliases:
-            client.set_registered_model_alias(name, CHAMPION, str(number))
     return _version(client, name, number)
 
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.data.splits import EmptySelection, filter_clips, hold_out, select
+from tasks.data.splits import EmptySelection, filter_clips, hold_out, hold_out_videos, select
 from tasks.settings import FilterSettings, SplitSettings
 
 GOOD = {
@@ -28,7 +28,7 @@ GOOD = {
 
 
 def clip(identity: str, video: str, number: int, **scores: object) -> dict[str, object]:
-    return {"key": f"{identity}_{video}_u-{number}", "identity": identity, "video": f"{identity}_{video}", **GOOD, **scores}
+    return {"key": f"{identity}_{video}_u-{number}", "shard": 0, "identity": identity, "video": f"{identity}_{video}", **GOOD, **scores}
 
 
 @dataclass
@@ -81,7 +81,7 @@ def pool_frames(index: Index, selection: object) -> set[tuple[str, int]]:
     frames=st.lists(st.integers(2, 60), min_size=8, max_size=8),
 )
 def test_no_frame_is_on_both_sides_and_none_is_lost(by: str, holdout: float, seed: int, frames: list[int]) -> None:
-    index = Index([clip(f"id{n % 4}", f"v{n % 2}", n, num_frames=count) for n, count in enumerate(frames)])
+    index = Index([clip(f"id{n % 4}", f"v{n % 8 // 4}", n, num_frames=count) for n, count in enumerate(frames * 2)])
     split = SplitSettings(by=by, holdout=holdout, seed=seed)
     clips = select(index, "clips", FilterSettings(), split)
     train, held_out = clip_frames(clips.train), clip_frames(clips.held_out)
@@ -117,6 +117,35 @@ def test_seed_and_unit_kind_change_the_choice() -> None:
     units = [f"id{n}" for n in range(50)]
     chosen = {frozenset(hold_out(units, SplitSettings(seed=seed, by=by, holdout=0.3))) for seed in range(3) for by in ("identity", "video")}
     assert len(chosen) == 6
+
+
+arrivals = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 4)), min_size=2, max_size=40)
+
+
+@given(arrivals, st.floats(0.02, 0.9), st.integers(0, 40))
+def test_a_persons_first_video_trains_and_later_ones_never_change_to_held_out(
+    rows: list[tuple[int, int]], holdout: float, early: int
+) -> None:
+    videos = sorted((shard, f"id{person}", f"id{person}_v{number}") for number, (shard, person) in enumerate(rows))
+    split = SplitSettings(by="video", holdout=holdout)
+    if len({identity for _, identity, _ in videos}) == len(videos):
+        with pytest.raises(EmptySelection, match="split.by=time"):
+            hold_out_videos(videos, split)
+        return
+    held_out = hold_out_videos(videos, split)
+    assert held_out
+    assert {identity for _, identity, video in videos if video not in held_out} == {identity for _, identity, _ in videos}
+    shards = sorted({shard for shard, _, _ in videos})
+    before = [row for row in videos if row[0] in shards[: early % len(shards) + 1]]
+    if len({identity for _, identity, _ in before}) < len(before):
+        trained = {video for _, _, video in before} - hold_out_videos(before, split)
+        assert not trained & held_out
+
+
+def test_half_of_two_videos_each_is_one_of_each_person() -> None:
+    videos = [(0, f"id{person}", f"id{person}_v{number}") for person in range(4) for number in range(2)]
+    held_out = hold_out_videos(videos, SplitSettings(by="video", holdout=0.5))
+    assert sorted(video.partition("_")[0] for video in held_out) == ["id0", "id1", "id2", "id3"]
 
 
 def test_each_filter_counts_what_it_removes_first() -> None:
