@@ -181,8 +181,8 @@ def hold_out_videos(videos: Sequence[tuple[int, str, str]], split: SplitSettings
     """The videos of known people that are held out: a person's first video always trains.
 
     Videos are taken in the order in which they came to the dataset (its shards only grow), and one is held out whenever fewer
-    than the share are, and at least one. So when videos are added, none ever moves from training to held-out. It looks at all videos of the dataset, whatever the
-    filters, so that a threshold moves none either.
+    than the share are, and at least one. So when videos are added, none ever moves from training to held-out. It looks at all
+    videos of the dataset, whatever the filters, so that a threshold moves none either.
 
     Args:
         videos: (shard, identity, video) of every clip, in any order; repeats count once.
@@ -201,9 +201,7 @@ def hold_out_videos(videos: Sequence[tuple[int, str, str]], split: SplitSettings
                 chosen.add(video)
         known.add(identity)
     if not later:
-        raise EmptySelection(
-            f"split.by=video needs a person with two videos; here are {len(order)} of {len(known)} people: set split.by=time"
-        )
+        raise EmptySelection(f"split.by=video needs a person with two videos, not {len(order)} of {len(known)} people: set split.by=time")
     return chosen or {later[0]}
 
 
