@@ -25,3 +25,13 @@ def samples_dir() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real sample videos at {folder} (set TALKING_HEADS_SAMPLES)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def sample_videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small embedded sample: two people, two videos each, two seconds at 256 px."""
+    from tasks.sample.make import make_sample
+
+    folder = tmp_path_factory.mktemp("sample") / "videos"
+    make_sample(folder, identities=2, utterances=2, seconds=2.0, size=256)
+    return folder

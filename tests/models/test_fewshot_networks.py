@@ -86,6 +86,20 @@ def test_every_slice_of_psi_reaches_the_picture(tiny: FewShotConfig) -> None:
         assert psi.grad[0, layer.offset + layer.channels : layer.offset + 2 * layer.channels].abs().sum() > 0
 
 
+def test_smallest_features_of_the_generator_are_16_wide() -> None:
+    """Without skip connections a coarser bottleneck would lose where the landmarks are."""
+    for size in (64, 128, 256):
+        config = NetworkConfig(image_size=size, channels=4, generator_channels=8, max_channels=16, embedding=8, bottleneck_blocks=1)
+        with torch.device("meta"):
+            generator = Generator(config)
+            x = torch.zeros(1, 3, size, size)
+            for block in generator.down:
+                x = block(x)
+            assert x.shape[2:] == (16, 16)
+            assert generator(torch.zeros(1, 3, size, size), torch.zeros(1, generator.psi_length)).shape == (1, 3, size, size)
+        assert sum(isinstance(block, SelfAttention) for block in (*generator.down, *generator.up)) == 2
+
+
 def test_gain_starts_at_one() -> None:
     layer = AdaIN(3)
     layer.offset = 0
@@ -142,7 +156,7 @@ def test_all_weights_are_spectrally_normalised(tiny: FewShotConfig) -> None:
             for layer in layers:
                 _ = layer.weight
         for layer in layers:
-            assert abs(float(torch.linalg.matrix_norm(layer.weight.flatten(1), 2)) - 1) < 0.05, name
+            assert abs(float(torch.linalg.matrix_norm(layer.weight.detach().flatten(1), 2)) - 1) < 0.05, name
 
 
 def test_spectral_norm_iterates_in_training_only() -> None:
