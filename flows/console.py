@@ -25,7 +25,10 @@ DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback o
 
 DEFAULT_WORKSPACE = Path("workspace")
 
-console = Console(highlight=False)
+PLAIN_WIDTH = None if sys.stdout.isatty() else 140
+"""Logs and pipes have no width of their own."""
+
+console = Console(highlight=False, width=PLAIN_WIDTH)
 errors = Console(stderr=True, highlight=False)
 
 
@@ -39,6 +42,8 @@ def start(workspace: Path) -> Workspace:
 def show_plan(title: str, rows: Sequence[tuple[str, object]]) -> None:
     """Print what is about to be done, before it is done."""
     table = Table(title=title, show_header=False, title_justify="left", box=None, padding=(0, 2))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
     for name, value in rows:
         table.add_row(f"[dim]{escape(name)}[/dim]", escape(str(value)))
     console.print(table)

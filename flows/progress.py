@@ -9,6 +9,7 @@ from uuid import UUID
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Column
 
 ARTIFACT_SECONDS = 2.0
 """A progress artifact costs a request; it is brought up to date no more often than this."""
@@ -46,13 +47,14 @@ class ProgressBoard:
 
     def __init__(self, console: Console) -> None:
         self._progress = Progress(
-            TextColumn("[bold]{task.description:<22}"),
-            BarColumn(bar_width=28),
+            TextColumn("[bold]{task.description}", table_column=Column(min_width=20, no_wrap=True)),
+            BarColumn(bar_width=20),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", table_column=Column(ratio=1, overflow="ellipsis", no_wrap=True)),
             console=console,
+            expand=True,
             refresh_per_second=4,
         )
 

@@ -72,6 +72,8 @@ def prepare_environment(workspace: Workspace) -> None:
         "RAY_TRAIN_V2_ENABLED": "1",
         "DO_NOT_TRACK": "true",
         "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+        "MLFLOW_LOGGING_LEVEL": "ERROR",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "TRANSFORMERS_VERBOSITY": "error",
         "GLOG_minloglevel": "2",

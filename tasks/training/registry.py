@@ -121,7 +121,6 @@ def register(
                 code_paths=[str(REPOSITORY / "models"), str(REPOSITORY / "tasks")],
                 pip_requirements=str(requirements),
                 signature=_signature(),
-                input_example=_example(),
                 metadata={"family": record["family"], "run_id": run_id},
             )
         if metrics:
@@ -247,12 +246,6 @@ def _signature() -> Any:
         outputs=Schema([ColSpec("string", "path"), ColSpec("long", "frames")]),
         params=ParamSchema([ParamSpec("seed", "long", 0)]),
     )
-
-
-def _example() -> Any:
-    import pandas
-
-    return pandas.DataFrame([{"face": "face.jpg", "driver": "driver.mp4", "audio": "speech.wav", "out": "made.mp4"}])
 
 
 @contextmanager

@@ -8,9 +8,11 @@ is while the face stays inside, because the mesh follows the face in the region'
 from __future__ import annotations
 
 import os
+import re
 import sys
+import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from importlib.metadata import version as package_version
 from typing import Any
@@ -65,27 +67,43 @@ STRAYED_COUNTS = 2
 BLANK = np.zeros((64, 64, 3), np.uint8)
 
 
+GREETING = re.compile(rb"[IW]\d{4} |INFO: Created TensorFlow Lite|WARNING: All log messages before absl::InitializeLog")
+
+
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Send the process's stderr away: MediaPipe's C++ greets every graph with six lines that no setting of its own turns off."""
+def _without_greetings() -> Iterator[None]:
+    """Leave out of stderr what MediaPipe's C++ writes when a graph starts, and no setting of its own turns off; other lines pass."""
     sys.stderr.flush()
     kept = os.dup(2)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
+    with tempfile.TemporaryFile() as caught:
+        try:
+            os.dup2(caught.fileno(), 2)
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+            caught.seek(0)
+            for line in caught:
+                if not GREETING.match(line):
+                    os.write(2, line)
+
+
+def _restart(graph: Any) -> None:
+    """Forget the track. The blank picture starts the graph here, where its greetings are left out."""
+    with _without_greetings():
+        graph.reset()
+        graph.process(BLANK)
 
 
 class MediaPipeLandmarker:
     """FaceMesh with refined lips and eyes, tracking; its graphs are built on first use. See `tasks.video.landmarks.Landmarker`."""
 
+    _met_a_face = False
+    """The last greeting comes with the first face."""
+
     @cached_property
     def _mesh(self) -> Any:
-        with _quiet():
+        with _without_greetings():
             from mediapipe.python.solutions.face_mesh import FaceMesh
 
             mesh = FaceMesh(static_image_mode=False, max_num_faces=1, refine_landmarks=True)
@@ -94,7 +112,7 @@ class MediaPipeLandmarker:
 
     @cached_property
     def _detector(self) -> Any:
-        with _quiet():
+        with _without_greetings():
             from mediapipe.python.solutions.face_detection import FaceDetection
 
             detector = FaceDetection(model_selection=1, min_detection_confidence=0.5)
@@ -110,8 +128,8 @@ class MediaPipeLandmarker:
         region: CropBox | None = None
         faces, strayed, lost, score = 0, 0, 0, 0.0
         last: Points | None = None
-        self._mesh.reset()
-        self._detector.reset()
+        _restart(self._mesh)
+        _restart(self._detector)
         for index, frame in enumerate(frames):
             if lost >= LOST_FRAMES and index % COUNT_EVERY:
                 yield FaceFrame(points=None, confidence=0.0, faces=faces)
@@ -126,13 +144,13 @@ class MediaPipeLandmarker:
                     if strayed >= STRAYED_COUNTS:
                         last = None
                 if last is None:
-                    self._mesh.reset()
+                    _restart(self._mesh)
                     strayed = 0
                     region = _around(max(found, key=lambda item: box_side(item[0]))[0], frame) if found else _whole(frame)
                     score = max((value for _, value in found), default=0.5)
             elif region is not None and _near_edge(box_of(last), region, frame):
                 region = _around(box_of(last), frame)
-                self._mesh.reset()
+                _restart(self._mesh)
             last = self._points(frame, region) if region is not None else None
             lost = lost + 1 if last is None else 0
             if last is None:
@@ -175,9 +193,11 @@ class MediaPipeLandmarker:
         height, width = frame.shape[:2]
         left, top = max(0, region.x), max(0, region.y)
         part = np.ascontiguousarray(frame[top : min(height, region.y + region.side), left : min(width, region.x + region.side)])
-        result: Any = self._mesh.process(part).multi_face_landmarks
+        with nullcontext() if self._met_a_face else _without_greetings():
+            result: Any = self._mesh.process(part).multi_face_landmarks
         if not result:
             return None
+        self._met_a_face = True
         mesh = result[0].landmark
         relative = np.array([(mesh[vertex].x, mesh[vertex].y) for vertex in VERTICES.tolist()], np.float64)
         points = ibug_points(relative) * (part.shape[1], part.shape[0]) + (left - 0.5, top - 0.5)

@@ -17,7 +17,8 @@ from tests.conftest import REPOSITORY
 def flows(*arguments: str | Path, workspace: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run `python -m flows` in the repository."""
     command = [sys.executable, "-m", "flows", *map(str, arguments), "--workspace", str(workspace)]
-    return subprocess.run(command, cwd=REPOSITORY, env={**os.environ, **environment}, capture_output=True, text=True, timeout=280, check=False)
+    environ = {**os.environ, **environment}
+    return subprocess.run(command, cwd=REPOSITORY, env=environ, capture_output=True, text=True, timeout=280, check=False)
 
 
 def test_families_as_json_have_the_papers_sizes(tmp_path: Path) -> None:
