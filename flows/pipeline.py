@@ -163,14 +163,16 @@ def pipeline(parameters: PipelineParameters) -> PipelineResult:
                 outcome, report, clips.dataset, data, settings.evaluate, place, board.bar(f"register {name}")
             )
             face, driver = steps.example_inputs(clips.dataset, data)
+            registered_model = steps.load_model(registered.version.uri, place)
             video = generate.with_options(task_run_name=f"generate with {registered.version.uri}")(
-                steps.load_model(registered.version.uri, place),
+                registered_model,
                 face,
                 driver,
                 None,
                 place.videos / f"{registered.version.name}-{registered.version.version}.mp4",
                 board.bar(f"generate {name}"),
                 side_by_side=True,
+                size=max(256, registered_model.size),
             )
             made.append(
                 FamilyResult(

@@ -35,6 +35,9 @@ PRIMARY_METRIC = "lmd"
 """The metric that the gate compares; lower is better."""
 
 
+PLUMBING = "demo profile, a plumbing-sized model: it shows that every part works, not what the method can do"
+
+
 class DataSettings(Settings):
     """Which samples of a dataset are used and which are held out."""
 
@@ -196,6 +199,7 @@ def evaluate_model(
         settings=settings,
         model=ModelIdentity(family=model.family.name, uri=model.uri, version=str(model.version or ""), run_id=model.run_id or ""),
         weights=_digests(model.record["weights"]),
+        note=PLUMBING if model.record["profile"] == "demo" else "",
         progress=bar,
     )
     if model.run_id:

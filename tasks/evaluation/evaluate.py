@@ -63,6 +63,7 @@ def evaluate(
     settings: EvaluateSettings | None = None,
     model: ModelIdentity | None = None,
     weights: Mapping[str, str] | None = None,
+    note: str = "",
     landmarker: Landmarker | None = None,
     progress: Progress | None = None,
 ) -> EvaluationReport:
@@ -78,6 +79,7 @@ def evaluate(
         settings: How much is evaluated; None is the default.
         model: Who the model is, for the header and the videos' metadata.
         weights: sha256 by name of every pretrained file that the model used.
+        note: What a reader must know before the numbers.
         landmarker: Instead of the one that `settings.landmarks` names.
         progress: Called after every clip.
 
@@ -110,6 +112,7 @@ def evaluate(
         landmark_side=settings.landmark_side,
         weights=dict(weights or {}),
         held_out_clips=len(selection),
+        note=note,
     )
     return evaluate_clips(
         [source(chosen[key]) for key in spread(chosen, settings.max_clips)],

@@ -37,6 +37,8 @@ class Header:
     """sha256 by name of every pretrained file that the model used."""
     held_out_clips: int = 0
     """Clips that were held out, evaluated or not."""
+    note: str = ""
+    """What a reader must know before the numbers, e.g. that the model is plumbing-sized."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,6 +158,7 @@ class EvaluationReport:
         return {
             "Model": " · ".join(part for part in (model.family, model.uri, model.version and f"version {model.version}") if part),
             "Training run": model.run_id or "unknown",
+            **({"Note": header.note} if header.note else {}),
             "Videos": f"{len(videos)} videos, {truth.clips} clips, {truth.frames} frames"
             f" (of {header.held_out_clips or truth.clips} held-out clips)",
             "Clip length": f"{span} measured frames per clip; videos play them at {FPS} frames/s",

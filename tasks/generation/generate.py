@@ -23,7 +23,7 @@ from tasks.generation.inputs import (
     prepare_landmark_driver,
 )
 from tasks.generation.provenance import ModelIdentity
-from tasks.settings import ClipSettings, LandmarkSettings
+from tasks.settings import LandmarkSettings
 from tasks.video.crop import crop_image
 from tasks.video.video_out import VideoWriter
 
@@ -89,8 +89,8 @@ def generate(
         side_by_side: Also show the reference and the driving frame, left of the result.
         size: Side of the made frames in pixels; None keeps the model's.
         seed: Of models that draw noise.
-        margin: Around the head, as in preprocessing; None is its default.
-        landmarks: Which landmarker; None is the default of preprocessing.
+        margin: Around the head, as in preprocessing; None is that of the dataset that the model was trained on.
+        landmarks: Which landmarker; None is that of the dataset that the model was trained on.
         landmarker: Instead of the one that `landmarks` names.
         progress: Called with what is being done, frames done and frames in all.
 
@@ -109,8 +109,8 @@ def generate(
     if landmarker is None:
         from tasks.video.landmarks import make_landmarker
 
-        landmarker = make_landmarker(landmarks or LandmarkSettings())
-    synthesizer, margin = model.synthesizer, ClipSettings().margin if margin is None else margin
+        landmarker = make_landmarker(landmarks or model.stored.landmarks)
+    synthesizer, margin = model.synthesizer, model.stored.clips.margin if margin is None else margin
     person = prepare_face(faces, landmarker, references=references, size=synthesizer.size, margin=margin)
     if driver is not None:
         moved = prepare_landmark_driver(Path(driver), landmarker, size=synthesizer.size, margin=margin, progress=progress)

@@ -145,7 +145,12 @@ def write_export(
             **request.model_dump(
                 mode="json", include={"family", "stage", "config", "train", "filters", "split", "profile", "code", "run_id"}
             ),
-            "dataset": {"url": request.dataset, "fingerprint": source.fingerprint, "videos": len(source.video_keys)},
+            "dataset": {
+                "url": request.dataset,
+                "fingerprint": source.fingerprint,
+                "videos": len(source.video_keys),
+                "settings": dict(source.stored),
+            },
             "step": step,
             "weights": dict(tags),
             "made": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from models.family import Family, FamilyConfig, Synthesizer
+from tasks.settings import StoredSettings
 from tasks.training.output import RUN_RECORD
 from tasks.training.tracking import TrackingError, TrackingSettings, as_default, experiment_name, readable
 
@@ -68,6 +69,11 @@ class LoadedModel:
     dataset_fingerprint: str = ""
     record: Mapping[str, Any] = field(default_factory=dict)
     """All of the export's run.json."""
+
+    @property
+    def stored(self) -> StoredSettings:
+        """How the dataset of its training was made: crops and landmarks of what it works on must be the same."""
+        return StoredSettings.model_validate(self.record.get("dataset", {}).get("settings", {}))
 
     @property
     def size(self) -> int:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from models.family import Batch, Face, Family
@@ -43,6 +43,8 @@ class StageData:
     """The dataset's."""
     face: Face | None = None
     """The training frames of the person, where all training pools are of one."""
+    stored: Mapping[str, Any] = field(default_factory=dict)
+    """How the dataset was made (`tasks.settings.StoredSettings`): a video that the model is to work on is cropped in the same way."""
 
 
 OpenData = Callable[[TrainRequest, Family, int, int], StageData]
@@ -92,6 +94,7 @@ def open_data(request: TrainRequest, family: Family, rank: int, world: int) -> S
         samples=len(split.train),
         held_out_samples=len(split.held_out),
         fingerprint=dataset.fingerprint,
+        stored=dataset.info["settings"],
         face=_face(dataset, split.train) if stage.view == "keyframes" else None,
     )
 

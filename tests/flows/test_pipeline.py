@@ -70,6 +70,7 @@ def test_videos_become_a_dataset_a_registered_model_and_a_video_and_a_second_run
     assert set(rows) == {"truth", "baseline", "model"}
     assert rows["truth"]["lmd"]["mean"] == 0
     assert rows["baseline"]["lmd"]["mean"] > 0
+    assert "plumbing-sized" in (report / "report.html").read_text()
 
     with closing(sqlite3.connect(tmp_path / "prefect/prefect.db")) as database:
         states = [row[0] for row in database.execute("select state_type from flow_run")]

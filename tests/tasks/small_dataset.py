@@ -29,7 +29,7 @@ from tasks.data.shards import (
 )
 from tasks.data.storage import Storage
 from tasks.samples import ClipSample, PoolSample, QualityScores
-from tasks.settings import fingerprint_of
+from tasks.settings import StoredSettings, fingerprint_of
 from tasks.video.video_out import encode_clip
 
 SIZE = 64
@@ -187,7 +187,9 @@ def small_dataset(folder: Path | str, *, shards: int = 3, videos: int = 3, clips
             ]
             count += 1
         write_shard(folder, shard, content)
-    Storage.at(folder).write(DATASET_FILE, json.dumps({"schema_version": SCHEMA_VERSION}).encode())
+    Storage.at(folder).write(
+        DATASET_FILE, json.dumps({"schema_version": SCHEMA_VERSION, "settings": StoredSettings().model_dump(mode="json")}).encode()
+    )
     return Dataset.open(folder)
 
 

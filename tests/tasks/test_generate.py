@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from models.family import DriverKind
 from models.views import SAMPLE_RATE, SAMPLES_PER_FRAME
 from tasks.generation.generate import GenerationError, generate
 from tasks.generation.inputs import fill_gaps, prepare_face, prepare_landmark_driver
+from tasks.settings import StoredSettings
 from tasks.video.audio import read_audio
 from tasks.video.video_out import VideoWriter
 from tests.tasks.disc_faces import SIZE, DiscFamily, DiscLandmarker, DiscSynthesizer, picture, shape, walk
@@ -31,6 +32,7 @@ class Model:
     uri: str = "models:/talking-heads-discs/3"
     version: int | None = 3
     run_id: str | None = "run7"
+    stored: StoredSettings = field(default_factory=StoredSettings)
 
 
 class SoundFamily(DiscFamily):
@@ -113,6 +115,17 @@ def test_the_face_moves_as_the_driver_moves(tmp_path, photo, driver):
     expected = (np.array(walk(40), float) - walk(40)[0]) * SIZE / prepared.box.side
     assert np.abs(moved - expected).max() < 1.5
     assert np.ptp(moved[:, 0]) > 5
+
+
+def test_the_crop_is_that_of_the_dataset_that_the_model_learned_from(tmp_path, photo, driver):
+    eyes = {}
+    for margin in (0.0, 0.5):
+        stored = StoredSettings.model_validate({"clips": {"margin": margin}})
+        out = tmp_path / f"{margin}.mp4"
+        make(out, model=Model(DiscSynthesizer(0), DiscFamily(), stored=stored), face=photo, driver=driver)
+        (face,) = DiscLandmarker().track(frames_of(out)[:1])
+        eyes[margin] = np.linalg.norm(face.points[45] - face.points[36])
+    assert eyes[0.0] > 1.2 * eyes[0.5]
 
 
 def test_the_sound_stays_in_time(tmp_path, photo, driver):
