@@ -127,7 +127,7 @@ class _Worker(Generic[Job]):
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=_work, args=(theirs, function), daemon=True, name="talking-heads-worker")
-        with _environment(OMP_NUM_THREADS="1"):
+        with _environment(OMP_NUM_THREADS="1", MALLOC_ARENA_MAX="2"):
             self.process.start()
         theirs.close()
         self.job: Job | None = None
@@ -297,6 +297,7 @@ def start_ray(workers: int) -> None:
     with _environment(
         PYTHONPATH=os.pathsep.join(dict.fromkeys(paths)),
         OMP_NUM_THREADS="1",
+        MALLOC_ARENA_MAX="2",  # every thread's own arena keeps freed frames: a third more memory after a hundred videos
         RAY_USAGE_STATS_ENABLED="0",
         RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0",
     ):

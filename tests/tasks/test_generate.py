@@ -117,15 +117,23 @@ def test_the_face_moves_as_the_driver_moves(tmp_path, photo, driver):
     assert np.ptp(moved[:, 0]) > 5
 
 
-def test_the_crop_is_that_of_the_dataset_that_the_model_learned_from(tmp_path, photo, driver):
-    eyes = {}
-    for margin in (0.0, 0.5):
-        stored = StoredSettings.model_validate({"clips": {"margin": margin}})
-        out = tmp_path / f"{margin}.mp4"
-        make(out, model=Model(DiscSynthesizer(0), DiscFamily(), stored=stored), face=photo, driver=driver)
-        (face,) = DiscLandmarker().track(frames_of(out)[:1])
-        eyes[margin] = np.linalg.norm(face.points[45] - face.points[36])
-    assert eyes[0.0] > 1.2 * eyes[0.5]
+def test_the_crop_is_that_of_the_dataset_that_the_model_learned_from(tmp_path, photo, driver, monkeypatch):
+    from tasks.generation import generate as module
+
+    margins = []
+    for name in ("prepare_face", "prepare_landmark_driver"):
+        real = getattr(module, name)
+
+        def record(*inputs, real=real, **options):
+            margins.append(options["margin"])
+            return real(*inputs, **options)
+
+        monkeypatch.setattr(module, name, record)
+    stored = StoredSettings.model_validate({"clips": {"margin": 0.125}})
+    model = Model(DiscSynthesizer(0), DiscFamily(), stored=stored)
+    make(tmp_path / "as trained.mp4", model=model, face=photo, driver=driver)
+    make(tmp_path / "as asked.mp4", model=model, face=photo, driver=driver, margin=0.5)
+    assert margins == [0.125, 0.125, 0.5, 0.5]
 
 
 def test_the_sound_stays_in_time(tmp_path, photo, driver):
