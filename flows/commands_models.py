@@ -81,7 +81,7 @@ def train(
             ("exported model", load_model(str(outcome.export), place).folder),
             ("MLflow run", outcome.run_id),
             ("look at it", f"mlflow ui --backend-store-uri {place.tracking_uri}"),
-            ("next", f"python -m flows evaluate {outcome.export} --dataset {dataset} --profile {profile}"),
+            ("next", f"python -m flows evaluate {outcome.export} --dataset {dataset} --register"),
         ],
     )
 
@@ -98,16 +98,20 @@ def evaluate(
     workspace: WorkspaceOption = DEFAULT_WORKSPACE,
     debug: DebugOption = False,
 ) -> None:
-    """Measure a model on held-out clips beside truth and baseline. Settings: evaluate.*, filters.*, split.*."""
+    """Measure a model on clips that were held out from its training, beside truth and baseline.
+
+    Filters and split are those of the model's training; `--set evaluate.*`, `filters.*` and `split.*` change them.
+    """
     place = start(workspace)
-    from flows.profiles import parse_overrides
+    from flows.profiles import overlay, parse_overrides
     from flows.settings import pipeline_settings
     from flows.steps import DataSettings, evaluate_model, load_model, register_model, show_report
     from tasks.training.request import TrainOutcome
 
-    settings = pipeline_settings(profile, parse_overrides(overrides or ()))
-    data = DataSettings(filters=settings.filters, split=settings.split)
     model = load_model(model_uri, place)
+    trained_with = {name: model.record[name] for name in ("filters", "split")}
+    settings = pipeline_settings(profile, overlay(trained_with, parse_overrides(overrides or ())))
+    data = DataSettings(filters=settings.filters, split=settings.split)
     with ProgressBoard(console) as board:
         report = evaluate_model(model, dataset, data, settings.evaluate, place, board.bar("evaluate"), out)
         if register:
@@ -165,6 +169,8 @@ def pipeline(
     import os
 
     os.environ["TALKING_HEADS_WORKSPACE"] = str(workspace.expanduser().resolve())
+    if debug:
+        os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "INFO")
     place = start(workspace)
     from flows.pipeline import PipelineParameters
     from flows.pipeline import pipeline as run

@@ -63,7 +63,8 @@ def prepare_environment(workspace: Workspace) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     defaults = {
         "PREFECT_HOME": str(workspace.root / "prefect"),
-        "PREFECT_LOGGING_LEVEL": "WARNING",
+        # Prefect keeps a run's log; the terminal has progress bars and one line for an error instead.
+        "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",
         "PREFECT_RESULTS_PERSIST_BY_DEFAULT": "false",

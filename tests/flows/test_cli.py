@@ -46,6 +46,7 @@ def test_families_as_json_have_the_papers_sizes(tmp_path: Path) -> None:
         (("generate", "models:/talking-heads-fewshot@champion", "--face", "a.png", "--driver", "b.mp4", "--out", "{out}.mp4"), "none yet"),
         (("evaluate", "{empty}", "--dataset", "{empty}"), "not an exported model"),
         (("pipeline", "{empty}", "--families", "nobody"), "nobody"),
+        pytest.param(("pipeline", "{empty}"), "no videos found", marks=[pytest.mark.slow, pytest.mark.prefect]),
     ],
 )
 def test_an_error_is_one_readable_line_and_exit_code_1(arguments: tuple[str, ...], words: str, tmp_path: Path) -> None:
