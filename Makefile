@@ -7,8 +7,8 @@ WORKSPACE ?= workspace/demo
 .PHONY: demo test test-fast check clean
 
 demo: $(VENV)/.run
-	$(PY) -m flows --workspace $(WORKSPACE) sample --out $(WORKSPACE)/videos
-	$(PY) -m flows --workspace $(WORKSPACE) pipeline $(WORKSPACE)/videos --profile demo
+	$(PY) -m flows sample --out $(WORKSPACE)/videos --workspace $(WORKSPACE)
+	$(PY) -m flows pipeline $(WORKSPACE)/videos --profile demo --workspace $(WORKSPACE)
 
 test: $(VENV)/.dev check
 	$(PY) -m pytest
