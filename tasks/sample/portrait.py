@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from models.views import Image
+from tasks.video.landmarks_mediapipe import without_greetings
 
 SIZE = 512
 """Side of the frame that the canvas is made for."""
@@ -97,7 +98,7 @@ def read_portrait(*, mirrored: bool) -> Portrait:
 def _mesh(image: Image) -> npt.NDArray[np.float64]:
     from mediapipe.python.solutions.face_mesh import FaceMesh
 
-    with FaceMesh(static_image_mode=True, refine_landmarks=True, max_num_faces=1) as mesh:
+    with without_greetings(), FaceMesh(static_image_mode=True, refine_landmarks=True, max_num_faces=1) as mesh:
         found = mesh.process(image).multi_face_landmarks
     if not found:
         raise RuntimeError("MediaPipe does not find the face in scikit-image's astronaut portrait: reinstall mediapipe and scikit-image")
@@ -109,7 +110,7 @@ def _person(image: Image) -> npt.NDArray[np.uint8]:
     import cv2
     from mediapipe.python.solutions.selfie_segmentation import SelfieSegmentation
 
-    with SelfieSegmentation(model_selection=0) as model:
+    with without_greetings(), SelfieSegmentation(model_selection=0) as model:
         likely = np.asarray(model.process(image).segmentation_mask)
     mask = np.where(likely > 0.5, cv2.GC_PR_FGD, cv2.GC_PR_BGD).astype(np.uint8)
     mask[cv2.erode((likely > 0.9).astype(np.uint8), _disc(25)) > 0] = cv2.GC_FGD

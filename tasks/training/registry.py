@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shutil
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -119,7 +120,9 @@ def register(
     }
     # MLflow looks a version's source up at its global address, so that has to be ours for all of this.
     with readable(tracking), as_default(tracking):
-        with _in_run(run_id):
+        with _in_run(run_id), warnings.catch_warnings():
+            # MLflow would run an example row, and its files are nowhere.
+            warnings.filterwarnings("ignore", ".*An input example was not provided")
             info = mlflow.pyfunc.log_model(
                 name="model",
                 python_model=str(Path(__file__).with_name("pyfunc_model.py")),

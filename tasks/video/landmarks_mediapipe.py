@@ -71,7 +71,7 @@ GREETING = re.compile(rb"[IW]\d{4} |INFO: Created TensorFlow Lite|WARNING: All l
 
 
 @contextmanager
-def _without_greetings() -> Iterator[None]:
+def without_greetings() -> Iterator[None]:
     """Leave out of stderr what MediaPipe's C++ writes when a graph starts, and no setting of its own turns off; other lines pass."""
     sys.stderr.flush()
     kept = os.dup(2)
@@ -90,7 +90,7 @@ def _without_greetings() -> Iterator[None]:
 
 def _restart(graph: Any) -> None:
     """Forget the track. The blank picture starts the graph here, where its greetings are left out."""
-    with _without_greetings():
+    with without_greetings():
         graph.reset()
         graph.process(BLANK)
 
@@ -103,7 +103,7 @@ class MediaPipeLandmarker:
 
     @cached_property
     def _mesh(self) -> Any:
-        with _without_greetings():
+        with without_greetings():
             from mediapipe.python.solutions.face_mesh import FaceMesh
 
             mesh = FaceMesh(static_image_mode=False, max_num_faces=1, refine_landmarks=True)
@@ -112,7 +112,7 @@ class MediaPipeLandmarker:
 
     @cached_property
     def _detector(self) -> Any:
-        with _without_greetings():
+        with without_greetings():
             from mediapipe.python.solutions.face_detection import FaceDetection
 
             detector = FaceDetection(model_selection=1, min_detection_confidence=0.5)
@@ -193,7 +193,7 @@ class MediaPipeLandmarker:
         height, width = frame.shape[:2]
         left, top = max(0, region.x), max(0, region.y)
         part = np.ascontiguousarray(frame[top : min(height, region.y + region.side), left : min(width, region.x + region.side)])
-        with nullcontext() if self._met_a_face else _without_greetings():
+        with nullcontext() if self._met_a_face else without_greetings():
             result: Any = self._mesh.process(part).multi_face_landmarks
         if not result:
             return None
