@@ -96,3 +96,23 @@ def test_imports_run_in_the_houses_direction() -> None:
                     if (top in rooms and top not in may) or top in frameworks[room]:
                         wrong.append(f"{path}: {line.strip()}")
     assert not wrong
+
+
+def shown_commands() -> list[str]:
+    """Every `python -m flows …` that the Makefile and the README tell a user to run."""
+    make = subprocess.run(["make", "-n", "demo"], cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
+    lines = make.splitlines() + (REPOSITORY / "README.md").read_text(encoding="utf-8").splitlines()
+    return [line.partition("-m flows ")[2].partition("#")[0].partition("`")[0].strip() for line in lines if "-m flows " in line]
+
+
+def test_every_command_that_is_shown_to_users_is_understood() -> None:
+    from typer.testing import CliRunner
+
+    from flows.cli import app
+
+    commands = shown_commands()
+    assert len(commands) > 12
+    for command in commands:
+        words = command.replace("[", " ").replace("]", " ").replace("...", "").replace("list | fetch NAME", "fetch NAME").split()
+        done = CliRunner().invoke(app, [*words, "--help"])
+        assert done.exit_code == 0, f"{command}: {done.output[-300:]}"
