@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -47,13 +48,15 @@ def preprocess(
 ) -> None:
     """Turn videos into a sharded dataset: faces, landmarks, scores, crops, sound, and speech features."""
     place = start(workspace)
-    from flows.profiles import parse_overrides
+    from flows.profiles import parse_overrides, under
     from flows.settings import pipeline_settings
-    from flows.steps import build_clips, build_features
+    from flows.steps import build_clips, build_features, check_weights
     from tasks.preprocessing.preprocess import plan_preprocess
 
-    settings = pipeline_settings(profile, {"preprocess": parse_overrides(overrides or ())}).preprocess
+    settings = pipeline_settings(profile, under("preprocess", parse_overrides(overrides or ()))).preprocess
     plan = plan_preprocess(videos, out, settings)
+    if plan.pending:
+        check_weights(settings, place)
     show_plan("preprocess", list(plan.describe().items()))
     with ProgressBoard(console) as board:
         result = build_clips(plan, board.bar("videos to clips"))
@@ -69,7 +72,7 @@ def preprocess(
         rows.append(("rate", f"{result.clips_per_second:.2f} clips/s, {result.frames_per_second:.0f} frames/s"))
         rows.append(("time", ", ".join(f"{step} {share:.0%}" for step, share in result.shares.items() if share >= 0.005)))
     show_plan("done", rows)
-    console.print(f"look at it: python -m flows inspect {out}")
+    console.print(f"look at it: python -m flows inspect {shlex.quote(out)} --profile {profile} --workspace {shlex.quote(str(workspace))}")
 
 
 def inspect(
@@ -86,14 +89,14 @@ def inspect(
     place = start(workspace)
     import json
 
-    from flows.profiles import parse_overrides
+    from flows.profiles import parse_overrides, under
     from flows.settings import pipeline_settings
     from flows.steps import draw_inspection
     from tasks.data.dataset import Dataset
     from tasks.data.inspect_dataset import render, summarise
 
     opened = Dataset.open(dataset)
-    filters = pipeline_settings(profile, {"filters": parse_overrides(overrides or ())}).filters
+    filters = pipeline_settings(profile, under("filters", parse_overrides(overrides or ()))).filters
     if as_json:
         typer.echo(json.dumps(summarise(opened, filters).as_dict(), indent=1))
         return
@@ -114,10 +117,10 @@ def bench_preprocess(
     """Compare the achieved rate with the sum-of-parts limit of this machine's cores, in one run."""
     start(workspace)
     from flows.bench_preprocess import measure
-    from flows.profiles import parse_overrides
+    from flows.profiles import parse_overrides, under
     from flows.settings import pipeline_settings
 
-    settings = pipeline_settings(profile, {"preprocess": parse_overrides(overrides or ())}).preprocess
+    settings = pipeline_settings(profile, under("preprocess", parse_overrides(overrides or ()))).preprocess
     with ProgressBoard(console) as board:
         result = measure(videos, settings, alone=board.bar("every step alone"), together=board.bar("all cores"))
     show_plan("bench preprocess", result.describe())

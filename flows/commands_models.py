@@ -81,7 +81,10 @@ def train(
             ("exported model", load_model(str(outcome.export), place).folder),
             ("MLflow run", outcome.run_id),
             ("look at it", f"mlflow ui --backend-store-uri {place.tracking_uri}"),
-            ("next", f"python -m flows evaluate {outcome.export} --dataset {dataset} --register"),
+            (
+                "next",
+                f"python -m flows evaluate {outcome.export} --dataset {dataset} -p {profile} -w {workspace} --register",
+            ),
         ],
     )
 

@@ -25,6 +25,9 @@ DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback o
 
 DEFAULT_WORKSPACE = Path("workspace")
 
+INTERRUPTED = 130
+"""Exit code after Ctrl-C or SIGTERM."""
+
 PLAIN_WIDTH = None if sys.stdout.isatty() else 140
 """Logs and pipes have no width of their own."""
 
@@ -35,6 +38,8 @@ errors = Console(stderr=True, highlight=False)
 def start(workspace: Path) -> Workspace:
     """Begin a command: the workspace, and the environment that its libraries read."""
     place = Workspace.at(workspace)
+    if place.root.exists() and not place.root.is_dir():
+        raise ValueError(f"--workspace {workspace} is a file; name a folder")
     prepare_environment(place)
     return place
 
@@ -58,9 +63,12 @@ def run_guarded(command: Callable[[], Any]) -> None:
     previous = signal.signal(signal.SIGTERM, _terminate)
     try:
         command()
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as stop:
+        # Typer turns an interrupt into exit code 130 by itself; Ray, while it starts, SIGTERM into 15.
+        if isinstance(stop, SystemExit) and stop.code not in (INTERRUPTED, signal.SIGTERM):
+            raise
         errors.print("interrupted; run the same command again to go on where it stopped")
-        raise SystemExit(130) from None
+        raise SystemExit(INTERRUPTED) from None
     except Exception as error:
         if debug:
             raise
@@ -68,7 +76,8 @@ def run_guarded(command: Callable[[], Any]) -> None:
         known = type(error).__module__.partition(".")[0] in {"flows", "tasks", "models", "builtins", "prefect"}
         prefix = "error" if known else f"error ({type(error).__name__})"
         errors.print(f"[bold red]{prefix}:[/bold red] {escape(' '.join(line.strip() for line in lines))}", soft_wrap=True)
-        errors.print("[dim]--debug shows where it happened[/dim]")
+        if not known:
+            errors.print("[dim]--debug shows where it happened[/dim]")
         raise SystemExit(1) from None
     finally:
         signal.signal(signal.SIGTERM, previous)

@@ -140,6 +140,8 @@ def pipeline(parameters: PipelineParameters) -> PipelineResult:
         plan: PreprocessPlan = discover.with_options(task_run_name="discover")(
             parameters.videos, parameters.dataset or place.dataset, settings.preprocess
         )
+        if plan.pending:
+            steps.check_weights(settings.preprocess, place)
         clips: PreprocessResult = preprocess.with_options(task_run_name=f"preprocess {plan.pending_videos} videos")(
             plan, board.bar("preprocess")
         )

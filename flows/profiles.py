@@ -59,6 +59,15 @@ def parse_overrides(pairs: Iterable[str]) -> dict[str, Any]:
     return result
 
 
+def under(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings below `name`, whether they were given with that prefix or, in a command about nothing else, without.
+
+    >>> under("filters", {"min_yaw": 1, "filters": {"max_yaw": 2}})
+    {'filters': {'min_yaw': 1, 'max_yaw': 2}}
+    """
+    return {name: overlay({key: value for key, value in given.items() if key != name}, given.get(name, {}))}
+
+
 def overlay(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
     """`top` laid over `base`, mapping by mapping; neither is changed."""
     merged = dict(base)
@@ -68,8 +77,8 @@ def overlay(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def resolve(settings: type[SettingsT], *layers: Mapping[str, Any]) -> SettingsT:
-    """Validate the layers, later over earlier, as `settings`.
+def resolve(settings: type[SettingsT], *layers: Mapping[str, Any], prefix: str = "") -> SettingsT:
+    """Validate the layers, later over earlier, as `settings`; errors name settings with the prefix that a user writes.
 
     Raises:
         SettingsError: one line per wrong setting, with the names that exist beside it.
@@ -80,13 +89,13 @@ def resolve(settings: type[SettingsT], *layers: Mapping[str, Any]) -> SettingsT:
     try:
         return settings.model_validate(content)
     except ValidationError as error:
-        raise SettingsError(_readable(settings, error)) from None
+        raise SettingsError(_readable(settings, error, prefix)) from None
 
 
-def _readable(settings: type[BaseModel], error: ValidationError) -> str:
+def _readable(settings: type[BaseModel], error: ValidationError, prefix: str) -> str:
     lines = []
     for problem in error.errors():
-        name = ".".join(str(part) for part in problem["loc"])
+        name = prefix + ".".join(str(part) for part in problem["loc"])
         if problem["type"] == "extra_forbidden":
             lines.append(f"{name}: no such setting; beside it there are: {', '.join(_siblings(settings, problem['loc']))}")
         else:

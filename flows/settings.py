@@ -58,7 +58,7 @@ def pipeline_settings(profile: str, overrides: Mapping[str, Any]) -> PipelineSet
 def family_config(name: str, profile: str, overrides: Mapping[str, Any]) -> FamilyConfig:
     """A family's config: its profile with the overrides on top."""
     family = family_named(name)
-    return resolve(family.config_type, family.profile(profile).config, overrides)
+    return resolve(family.config_type, family.profile(profile).config, overrides, prefix="config.")
 
 
 def stage_settings(name: str, stage: str, profile: str, settings: FamilySettings) -> StageSettings:
@@ -68,7 +68,7 @@ def stage_settings(name: str, stage: str, profile: str, settings: FamilySettings
     unknown = set(settings.train) - {s.name for s in family.stages}
     if unknown:
         raise SettingsError(f"train.{unknown.pop()}: family {name} has the stages {', '.join(s.name for s in family.stages)}")
-    train = resolve(TrainSettings, overlay(family.profile(profile).train.get(stage, {}), settings.train.get(stage, {})))
+    train = resolve(TrainSettings, overlay(family.profile(profile).train.get(stage, {}), settings.train.get(stage, {})), prefix="train.")
     return StageSettings(family=name, stage=stage, config=family_config(name, profile, settings.config), train=train)
 
 

@@ -58,6 +58,18 @@ def build_clips(plan: PreprocessPlan, bar: Bar) -> PreprocessResult:
     return result
 
 
+def check_weights(settings: PreprocessSettings, place: Workspace) -> None:
+    """Find (or fetch) what pass 2 needs before hours of pass 1 are spent.
+
+    Raises:
+        MissingWeights: it is neither here nor to be had.
+    """
+    if settings.wav2vec is not None and settings.wav2vec.init == "pretrained":
+        from tasks.preprocessing.wav2vec import find_wav2vec
+
+        find_wav2vec(settings.wav2vec, weights_store(place))
+
+
 def build_features(dataset: str, settings: PreprocessSettings, place: Workspace, bar: Bar) -> FeatureResult | None:
     """Pass 2: wav2vec rows for every clip with sound; None where the settings leave it out."""
     if settings.wav2vec is None:
@@ -77,7 +89,9 @@ def draw_inspection(
     from tasks.data.contact_sheet import inspect
     from tasks.data.dataset import Dataset
 
-    inspection = inspect(Dataset.open(dataset), out or place.root / "inspection", filters=filters, clips=clips, progress=bar)
+    opened = Dataset.open(dataset)
+    folder = out or place.root / "inspections" / opened.fingerprint[:12]
+    inspection = inspect(opened, folder, filters=filters, clips=clips, progress=bar)
     bar.finish(f"{inspection.page}")
     return inspection
 
@@ -189,13 +203,15 @@ def evaluate_model(
     from tasks.training.tracking import log_files, log_metrics
 
     opened = Dataset.open(dataset)
+    # Another dataset or other settings are another report: none is written over.
+    measured = fingerprint_of([opened.fingerprint, data.model_dump(mode="json"), settings.model_dump(mode="json")])[:8]
     report = evaluate(
         family=model.family,
         config=model.config,
         synthesizer=model.synthesizer,
         dataset=opened,
         selection=held_out_clips(opened, data),
-        out=out or place.evaluations / f"{model.family.name}-{model.run_id or 'unregistered'}",
+        out=out or place.evaluations / f"{model.family.name}-{(model.run_id or 'unregistered')[:12]}-{measured}",
         settings=settings,
         model=ModelIdentity(family=model.family.name, uri=model.uri, version=str(model.version or ""), run_id=model.run_id or ""),
         weights=_digests(model.record["weights"]),

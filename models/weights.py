@@ -85,7 +85,7 @@ TABLE: Mapping[str, PretrainedWeights] = {
             licence="BSD-3-Clause (torchvision)",
             megabytes=548,
             used_by="fewshot: content loss",
-            without="--set config.content=random or off (the demo profile has off)",
+            without="--set config.losses.content=random or off (the demo profile has off)",
         ),
         PretrainedWeights(
             name="vggface",
@@ -99,7 +99,7 @@ TABLE: Mapping[str, PretrainedWeights] = {
             licence="non-commercial research (University of Oxford, VGG)",
             megabytes=580,
             used_by="fewshot: content loss",
-            without="--set config.content=random or off (the demo profile has off)",
+            without="--set config.losses.content=random or off (the demo profile has off)",
         ),
         PretrainedWeights(
             name="wav2vec2-base-960h",

@@ -102,7 +102,7 @@ def write_lines(width: int, lines: Sequence[Line], *, padding: int = 6) -> Image
     top = padding
     for line in lines:
         font = _font(line.size)
-        text = line.text.encode("utf-8", "replace").decode()
+        text = " ".join(line.text.encode("utf-8", "replace").decode().split())
         while len(text) > 2 and draw.textlength(text, font=font) > width - 2 * padding:
             middle = len(text) // 2
             text = f"{text[: middle - 1].rstrip('…')}…{text[middle + 1 :].lstrip('…')}"

@@ -274,7 +274,7 @@ class RayExecutor(Executor[Job, Result]):
         if self._task is None:
             return
         if self._started_ray:
-            ray.shutdown()
+            stop_ray()
         else:
             for reference in self._flying:
                 ray.cancel(reference, force=True)
@@ -306,7 +306,25 @@ def start_ray(workers: int) -> None:
         local: dict[str, Any] = {"address": "local", "num_cpus": workers, "include_dashboard": False}
         if os.environ.get("RAY_ADDRESS"):
             local = {}
-        ray.init(log_to_driver=False, logging_level=logging.ERROR, **local)
+        with _own_signals():
+            ray.init(log_to_driver=False, logging_level=logging.ERROR, **local)
+
+
+def stop_ray() -> None:
+    """Leave Ray; a local one ends."""
+    import ray
+
+    with _own_signals():
+        ray.shutdown()
+
+
+@contextlib.contextmanager
+def _own_signals() -> Iterator[None]:
+    """Keep this process's SIGTERM handler: Ray replaces it when it starts, and takes it away when it stops."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    if before is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable
 from typing import Any, Literal
 
-from tasks.preprocessing.executor import Died, Executor, Finished, Job, LocalExecutor, Outcome, Raised, Result, cores, start_ray
+from tasks.preprocessing.executor import Died, Executor, Finished, Job, LocalExecutor, Outcome, Raised, Result, cores, start_ray, stop_ray
 
 logger = logging.getLogger(__name__)
 
@@ -127,7 +127,7 @@ class ActorExecutor(Executor[Job, Result]):
         self._flying.clear()
         self._actor_type = None
         if self._started_ray:
-            ray.shutdown()
+            stop_ray()
             self._started_ray = False
 
 

@@ -167,6 +167,7 @@ def _check_result(result: PreprocessResult, budget: float) -> None:
     if result.empty_videos > budget * result.videos:
         raise PreprocessFailed(
             f"{result.empty_videos} of {result.videos} videos gave no clip, more than run.error_budget={budget:g} allows "
-            f"(rejects: {reasons}). The dataset is complete; every reason is in {result.dataset}/rejects",
+            f"(rejects: {reasons}). All clips that could be made are made; every reason is in {result.dataset}/rejects. "
+            f"To go on with them, raise it: --set run.error_budget=1",
             result,
         )

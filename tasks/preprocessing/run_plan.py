@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,13 +13,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tasks.data.dataset import CARD_FILE, DATASET_FILE, FOLDERS, Dataset, DatasetError
-from tasks.data.records import code_version, read_records
-from tasks.data.shards import read_parquet
+from tasks.data.records import ShardRecord, code_version, read_records
+from tasks.data.shards import read_parquet, rejects_name
 from tasks.data.storage import Storage, filesystem, is_url
 from tasks.preprocessing.build_shard import ProcessVideo
 from tasks.preprocessing.executor import cores
 from tasks.preprocessing.plan import PLAN_FILE, SOURCES_FILE, Plan, PlannedShard, make_plan, moved
 from tasks.preprocessing.sources import SourceError, discover
+from tasks.rejects import RejectCode
 from tasks.settings import PreprocessSettings, StoredSettings, fingerprint_of
 
 
@@ -120,13 +122,26 @@ def _pending(storage: Storage, plan: Plan, inputs: Mapping[str, str]) -> tuple[t
         record = records.get(shard.shard)
         wanted = {**inputs, "sources": shard.inputs}
         if record is not None and record.fingerprint == fingerprint_of(wanted):
-            if all(sizes.get(name) == entry.bytes for name, entry in record.files.items()):
+            if any(sizes.get(name) != entry.bytes for name, entry in record.files.items()):
+                outdated["files"] += 1
+            elif _readable_now(storage, record):
+                outdated["readable sources"] += 1
+            else:
                 continue
-            outdated["files"] += 1
         elif record is not None:
             outdated.update(name for name in wanted if record.inputs.get(name) != wanted[name])
         pending.append(shard.shard)
     return tuple(pending), dict(outdated)
+
+
+def _readable_now(storage: Storage, record: ShardRecord) -> bool:
+    """Whether a source that was missing or unreadable when the shard was made can be read by now."""
+    codes = (RejectCode.MISSING, RejectCode.UNREADABLE)
+    if not any(record.rejects.get(code) for code in codes):
+        return False
+    rows = read_parquet(storage.read(rejects_name(record.shard))).select(["uri", "code"]).to_pylist()
+    wanted = (Path(row["uri"]) for row in rows if row["code"] in codes and not is_url(row["uri"]))
+    return any(path.is_file() and os.access(path, os.R_OK) for path in wanted)
 
 
 def read_sources(storage: Storage) -> tuple[str | None, pa.Table | None]:

@@ -26,7 +26,7 @@ from typing import Any
 
 from models.family import Family
 from tasks.data.storage import Storage
-from tasks.preprocessing.executor import cores, start_ray
+from tasks.preprocessing.executor import cores, start_ray, stop_ray
 from tasks.training.checkpoints import CheckpointError
 from tasks.training.request import OUTCOME, ShowProgress, TrainingError, TrainOutcome, TrainProgress, TrainRequest
 from tasks.training.stage_data import OpenData, open_data
@@ -199,7 +199,7 @@ def _ray(request: TrainRequest) -> Iterator[None]:
     try:
         yield
     finally:
-        ray.shutdown()
+        stop_ray()
 
 
 def _wants_gpu(request: TrainRequest, resources: dict[str, float]) -> bool:

@@ -96,6 +96,9 @@ def content_fingerprint(path: Path) -> str:
 
 def _readable(path: Path) -> None:
     try:
+        if path.exists() and not path.is_file():
+            # Opening a pipe would wait for a writer for ever.
+            raise VideoRejected(RejectCode.UNREADABLE, "probe", "it is no regular file")
         with path.open("rb") as file:
             first = file.read(1)
     except FileNotFoundError as error:

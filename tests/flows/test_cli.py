@@ -116,3 +116,42 @@ def test_every_command_that_is_shown_to_users_is_understood() -> None:
         words = command.replace("[", " ").replace("]", " ").replace("...", "").replace("list | fetch NAME", "fetch NAME").split()
         done = CliRunner().invoke(app, [*words, "--help"])
         assert done.exit_code == 0, f"{command}: {done.output[-300:]}"
+
+
+def test_the_way_out_of_every_missing_weights_file_is_a_setting_that_exists() -> None:
+    import re
+
+    from flows.profiles import parse_overrides, under
+    from flows.settings import family_config, pipeline_settings
+    from models.weights import TABLE
+
+    found = 0
+    for row in TABLE.values():
+        for setting in re.findall(r"--set (\S+?=[\w-]+)", f"{row.without} {row.used_by}"):
+            given = parse_overrides([setting])
+            if "config" in given:
+                family_config("fewshot", "demo", given["config"])
+            else:
+                pipeline_settings("demo", under("preprocess", given))
+            found += 1
+    assert found >= 6
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_an_interrupt_is_one_line_and_exit_code_130(sample_videos: Path, tmp_path: Path) -> None:
+    import signal
+    import time
+
+    arguments = ["preprocess", str(sample_videos), "--out", str(tmp_path / "out"), "--workspace", str(tmp_path), "--profile", "demo"]
+    command = [sys.executable, "-m", "flows", *arguments]
+    for wanted, after in ((signal.SIGTERM, 4.0), (signal.SIGINT, 3.0)):
+        with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+            time.sleep(after)
+            running.send_signal(wanted)
+            _, said = running.communicate(timeout=60)
+        if running.returncode == 0:
+            pytest.skip("this machine finished before the signal came")
+        assert running.returncode == 130, said
+        assert "run the same command again" in said
+        assert "Traceback" not in said

@@ -42,7 +42,8 @@ def test_videos_become_a_dataset_a_registered_model_and_a_video_and_a_second_run
     assert "where to look" in first
     info = json.loads((tmp_path / "dataset/dataset.json").read_text())
     assert info["totals"]["clips"] == 4
-    assert (tmp_path / "inspection/inspection.html").stat().st_size > 10_000
+    (page,) = (tmp_path / "inspections").glob("*/inspection.html")
+    assert page.stat().st_size > 10_000
 
     (run_folder,) = (tmp_path / "runs").iterdir()
     outcome = json.loads((run_folder / "outcome.json").read_text())

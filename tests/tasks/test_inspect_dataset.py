@@ -215,3 +215,9 @@ def test_a_histogram_marks_its_limit_only_inside_its_range():
 def test_reject_columns_are_those_that_are_shown():
     assert isinstance(rejects_schema(), pa.Schema)
     assert set(REJECT) == set(rejects_schema().names)
+
+
+def test_a_line_with_a_line_break_is_drawn_on_one_line() -> None:
+    from tasks.evaluation.drawing import Line, write_lines
+
+    assert np.array_equal(write_lines(300, [Line(text="two\nwords")]), write_lines(300, [Line(text="two words")]))

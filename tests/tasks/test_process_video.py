@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,11 +15,12 @@ import numpy as np
 import pytest
 
 from models.views import Image
-from tasks.rejects import Reject, RejectCode, RejectScope
+from tasks.rejects import Reject, RejectCode, RejectScope, VideoRejected
 from tasks.samples import ClipSample, PoolSample, VideoDone, VideoEvent
 from tasks.settings import ClipSettings, LandmarkSettings, PoolSettings, StoredSettings
 from tasks.video.crop import CropBox
 from tasks.video.landmarks import Landmarker, make_landmarker
+from tasks.video.probe import probe
 from tasks.video.process_video import source_box
 from tests.tasks.made_videos import (
     events,
@@ -287,3 +289,10 @@ def test_real_samples_become_clips(samples_dir: Path, landmarker: Landmarker) ->
         codes = rejects_of(all_events)
         assert codes == ([] if has_sound else [(RejectScope.UTTERANCE, RejectCode.NO_AUDIO)])
         assert any(isinstance(event, PoolSample) for event in all_events)
+
+
+def test_a_pipe_is_refused_instead_of_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.mp4")
+    with pytest.raises(VideoRejected, match="no regular file") as refused:
+        probe(tmp_path / "pipe.mp4")
+    assert refused.value.code == RejectCode.UNREADABLE
