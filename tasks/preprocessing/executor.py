@@ -16,6 +16,7 @@ import traceback
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -306,8 +307,9 @@ def start_ray(workers: int) -> None:
         local: dict[str, Any] = {"address": "local", "num_cpus": workers, "include_dashboard": False}
         if os.environ.get("RAY_ADDRESS"):
             local = {}
-        with _own_signals():
-            ray.init(log_to_driver=False, logging_level=logging.ERROR, **local)
+        # In a thread, which no signal interrupts: half-started, Ray would end the process with an abort or a segmentation fault.
+        with _own_signals(), ThreadPoolExecutor(1, thread_name_prefix="start-ray") as thread:
+            thread.submit(ray.init, log_to_driver=False, logging_level=logging.ERROR, **local).result()
 
 
 def stop_ray() -> None:
@@ -320,11 +322,28 @@ def stop_ray() -> None:
 
 @contextlib.contextmanager
 def _own_signals() -> Iterator[None]:
-    """Keep this process's SIGTERM handler: Ray replaces it when it starts, and takes it away when it stops."""
-    before = signal.getsignal(signal.SIGTERM)
-    yield
-    if before is not None and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, before)
+    """Keep this process's handlers: Ray replaces that of SIGTERM when it starts, and takes it away when it stops.
+
+    A signal that comes meanwhile waits until Ray is whole again.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    waiting: list[int] = []
+
+    def remember(number: int, _: object) -> None:
+        waiting.append(number)
+        # Ray's own handler, which hands SIGTERM on to this one, has set an alarm that would abort the process after three seconds.
+        signal.alarm(0)
+
+    before = {number: signal.signal(number, remember) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        for number in waiting[:1]:
+            signal.raise_signal(number)
 
 
 @contextlib.contextmanager
