@@ -65,7 +65,7 @@ def preprocess(
     rows: list[tuple[str, object]] = [
         ("clips", f"{result.clips} ({result.frames} frames, {result.pools} keyframe pools) of {result.videos} videos"),
         ("rejects", rejects),
-        ("features", f"{features.clips} clips" if features else "left out"),
+        ("features", ", ".join(f"{name} {made.clips} clips" for name, made in features.items()) or "left out"),
         ("fingerprint", result.fingerprint),
     ]
     if result.made_videos:
@@ -124,4 +124,62 @@ def bench_preprocess(
     with ProgressBoard(console) as board:
         result = measure(videos, settings, alone=board.bar("every step alone"), together=board.bar("all cores"))
     show_plan("bench preprocess", result.describe())
+    console.print(f"ratio {result.ratio:.3f}")
+
+
+@bench_app.command("generate")
+def bench_generate(
+    family: Annotated[str, typer.Option("--family", help="A family; see `flows families`.")],
+    seconds: Annotated[
+        list[float] | None, typer.Option("--seconds", min=0.1, help="Length of a video to make; 10 and 60 otherwise.")
+    ] = None,
+    face: Annotated[Path | None, typer.Option("--face", help="Video of a person; one of the embedded sample otherwise.")] = None,
+    audio: Annotated[
+        Path | None, typer.Option("--audio", help="Speech, repeated as often as it takes; a synthetic voice otherwise.")
+    ] = None,
+    device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "auto",
+    profile: ProfileOption = "default",
+    overrides: SetOption = None,
+    workspace: WorkspaceOption = DEFAULT_WORKSPACE,
+    debug: DebugOption = False,
+) -> None:
+    """Compare the rate of whole videos with that of the networks alone, and their memory with each other, in one run.
+
+    The networks have random weights: nothing is trained, and nothing that is made is kept. Settings: config.*.
+    """
+    place = start(workspace)
+    from flows.bench_generate import measure
+    from flows.profiles import parse_overrides, under
+    from flows.settings import family_config, pipeline_settings
+    from flows.steps import weights_store
+    from models.registry import family as family_named
+    from tasks.settings import SPEECH
+
+    known = family_named(family)
+    config = family_config(family, profile, under("config", parse_overrides(overrides or ()))["config"])
+    lengths = sorted(set(seconds or (10.0, 60.0)))
+    rows: list[tuple[str, object]] = [
+        ("family", f"{known.title} ({family}), profile {profile}"),
+        ("networks", "random weights, no training: they work as long as trained ones"),
+        ("face", face or "one video of the embedded sample, 8 s, 512x512"),
+        ("driver", (audio or "synthetic speech") if known.driver == "audio" else "the face's own video, to and fro"),
+        ("lengths", ", ".join(f"{length:g} s" for length in lengths)),
+        ("processes", f"{1 + len(lengths)}, one after the other: the synthesis alone (the limit), then a whole video of each length"),
+    ]
+    show_plan("bench generate", rows)
+    networks = {network.feature: network for network in pipeline_settings(profile, {}).preprocess.speech}
+    heard = [name for stage in known.stages for name in known.features(config, stage.name) if name in SPEECH]
+    with ProgressBoard(console) as board:
+        result = measure(
+            known,
+            config,
+            seconds=lengths,
+            weights=weights_store(place),
+            bar=board.bar,
+            face=face,
+            audio=audio,
+            device=device,
+            speech=[networks.get(name) or SPEECH[name].model_validate({}) for name in heard],
+        )
+    console.print(result.table())
     console.print(f"ratio {result.ratio:.3f}")

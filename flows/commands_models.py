@@ -14,8 +14,8 @@ from flows.console import DEFAULT_WORKSPACE, DebugOption, ProfileOption, SetOpti
 from flows.progress import Bar, ProgressBoard
 
 if TYPE_CHECKING:
-    from flows.settings import FamilySettings
-    from flows.steps import DataSettings
+    from flows.settings import DataSettings, FamilySettings
+    from tasks.settings import PersonSettings
 
 weights_app = typer.Typer(no_args_is_help=True, help="Pretrained files: what is declared, what is here, and fetching it.")
 
@@ -49,30 +49,57 @@ def families(
 
 
 def train(
-    family: Annotated[str, typer.Argument(help="fewshot; see `flows families`.")],
+    family: Annotated[str, typer.Argument(help="A family; see `flows families`.")],
     dataset: Annotated[str, typer.Option("--dataset", help="Dataset folder or URL.")],
-    stage: Annotated[str | None, typer.Option("--stage", help="One stage; all stages of the pipeline otherwise.")] = None,
-    start_from: Annotated[Path | None, typer.Option("--start-from", help="Folder that an earlier stage exported.")] = None,
+    stage: Annotated[
+        str | None, typer.Option("--stage", help="One stage; all stages of the pipeline otherwise, one after another.")
+    ] = None,
+    start_from: Annotated[
+        str | None,
+        typer.Option(
+            "--start-from",
+            help="What the first stage starts from: an exported folder, models:/NAME@ALIAS, runs:/RUN/model_files/export, or none. "
+            "Otherwise a stage that follows another takes that one's newest finished run on this dataset.",
+        ),
+    ] = None,
     profile: ProfileOption = "default",
     overrides: SetOption = None,
     workspace: WorkspaceOption = DEFAULT_WORKSPACE,
     debug: DebugOption = False,
 ) -> None:
-    """Train a family; run the same command again to go on where it stopped. Settings: config.*, train.*, filters.*, split.*."""
-    place = start(workspace)
-    from flows.steps import load_model, train_stage
+    """Train a family; run the same command again to go on where it stopped.
 
-    chosen, data, settings = _model_settings(family, stage, profile, overrides)
+    Settings: config.*, train.*, filters.*, split.*, and person.* for stages that learn one person.
+    """
+    place = start(workspace)
+    from flows.settings import stage_settings
+    from flows.stages import StartingPoint, stage_samples, starting_point
+    from flows.steps import load_model, train_stage
+    from models.registry import family as family_named
+    from tasks.data.dataset import Dataset
+
+    known = family_named(family)
+    chosen, data, person, settings = _model_settings(family, stage, profile, overrides)
     if not chosen:
         raise ValueError(f"family {family} has no stage that a pipeline runs; name one with --stage")
-    from flows.settings import stage_settings
-
+    opened = Dataset.open(dataset)
+    exports: dict[str, Path] = {}
     with ProgressBoard(console) as board:
         for name in chosen:
             resolved = stage_settings(family, name, profile, settings)
-            show_plan(f"train {family} {name}", [("profile", profile), *resolved.train.model_dump().items()])
-            outcome = train_stage(resolved, dataset, data, place, profile, board.bar(f"train {family} {name}"), start_from)
-            start_from = outcome.export
+            samples = stage_samples(known, name, opened, data, person)
+            before = known.stage(name).after or ""
+            if before in exports:
+                begin: StartingPoint | None = StartingPoint.at(exports[before])
+            else:
+                command = _train_command(family, before, dataset, profile, overrides, workspace)
+                begin = starting_point(known, resolved, opened, place, start_from, first_command=command)
+            start_from = None
+            rows = [("profile", profile), *samples.describe(), ("starts from", begin.note if begin else "nothing")]
+            show_plan(f"train {family} {name}", [*rows, *resolved.train.model_dump().items()])
+            outcome = train_stage(resolved, dataset, samples, place, profile, board.bar(f"train {family} {name}"), begin)
+            if outcome.export is not None:
+                exports[name] = outcome.export
     show_plan(
         "done",
         [
@@ -108,13 +135,13 @@ def evaluate(
     place = start(workspace)
     from flows.profiles import overlay, parse_overrides
     from flows.settings import pipeline_settings
-    from flows.steps import DataSettings, evaluate_model, load_model, register_model, show_report
+    from flows.steps import data_of, evaluate_model, load_model, register_model, show_report
     from tasks.training.request import TrainOutcome
 
     model = load_model(model_uri, place)
-    trained_with = {name: model.record[name] for name in ("filters", "split")}
+    trained_with = data_of(model).model_dump(mode="json")
     settings = pipeline_settings(profile, overlay(trained_with, parse_overrides(overrides or ())))
-    data = DataSettings(filters=settings.filters, split=settings.split)
+    data = settings.data
     with ProgressBoard(console) as board:
         report = evaluate_model(model, dataset, data, settings.evaluate, place, board.bar("evaluate"), out)
         if register:
@@ -133,25 +160,55 @@ def generate(
     model_uri: Annotated[
         str, typer.Argument(metavar="MODEL", help="models:/NAME@ALIAS, models:/NAME/VERSION, runs:/RUN/model or an exported folder.")
     ],
-    face: Annotated[Path, typer.Option("--face", help="Photo, folder of photos, or video of the person.")],
+    face: Annotated[
+        Path, typer.Option("--face", help="Photo, folder of photos, or video of the person; what a template family paints on.")
+    ],
     out: Annotated[Path, typer.Option("--out", help="The mp4 to write.")],
     driver: Annotated[Path | None, typer.Option("--driver", help="Video that moves the face (families driven by landmarks).")] = None,
     audio: Annotated[Path | None, typer.Option("--audio", help="Sound that moves the face (families driven by audio).")] = None,
     references: Annotated[int, typer.Option(min=1, help="Most pictures of the face to use.")] = 8,
-    side_by_side: Annotated[bool, typer.Option("--side-by-side", help="Show reference and driver beside the result.")] = False,
-    size: Annotated[int | None, typer.Option(min=32, max=2048, help="Side of the made frames; the model's own otherwise.")] = None,
+    side_by_side: Annotated[
+        bool, typer.Option("--side-by-side", help="Show reference and driver, or the template, beside the result.")
+    ] = False,
+    size: Annotated[
+        int | None,
+        typer.Option(
+            min=32, max=2048, help="Side of the made frames, on a template the short side; otherwise the model's or the template's own."
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of models that draw noise.")] = 0,
+    speech_network: Annotated[
+        Path | None,
+        typer.Option("--speech-network", help="Folder of the wav2vec or HuBERT network, where the dataset was made with one of its own."),
+    ] = None,
     workspace: WorkspaceOption = DEFAULT_WORKSPACE,
     debug: DebugOption = False,
 ) -> None:
-    """Make a video: a face, moved by a driving video or a sound."""
+    """Make a video: a face, moved by a driving video or a sound; or a template, whose mouth is painted to a sound."""
     place = start(workspace)
-    from flows.steps import load_model, make_video
+    from flows.steps import load_model, make_video, weights_store
+    from tasks.settings import SPEECH
 
     model = load_model(model_uri, place)
+    heard = model.family.features(model.config, model.stage)
+    speech = (
+        [] if speech_network is None else [SPEECH[name].model_validate({"path": str(speech_network)}) for name in heard if name in SPEECH]
+    )
     with ProgressBoard(console) as board:
-        options = {"references": references, "side_by_side": side_by_side, "size": size, "seed": seed}
-        made = make_video(model, face, driver, audio, out, board.bar("generate"), **options)
+        made = make_video(
+            model,
+            face,
+            driver,
+            audio,
+            out,
+            board.bar("generate"),
+            references=references,
+            side_by_side=side_by_side,
+            size=size,
+            seed=seed,
+            weights=weights_store(place),
+            speech=speech,
+        )
     for note in made.notes:
         console.print(f"note: {note}")
     console.print(
@@ -193,22 +250,28 @@ def pipeline(
 
 def _model_settings(
     family: str, stage: str | None, profile: str, overrides: list[str] | None
-) -> tuple[list[str], DataSettings, FamilySettings]:
-    """Stages to train, data settings and family settings from `--set config.* train.* filters.* split.*`."""
+) -> tuple[list[str], DataSettings, PersonSettings, FamilySettings]:
+    """Stages to train, and the settings of data, person and family, from `--set config.* train.* filters.* split.* person.*`."""
     from flows.profiles import SettingsError, parse_overrides
     from flows.settings import FamilySettings, pipeline_settings
-    from flows.steps import DataSettings
     from models.registry import family as family_named
 
     known = family_named(family)
     chosen = [known.stage(stage).name] if stage else [each.name for each in known.stages if each.in_pipeline]
     given = parse_overrides(overrides or ())
-    unknown = set(given) - {"config", "train", "filters", "split"}
+    about_data = ("filters", "split", "person")
+    unknown = set(given) - {"config", "train", *about_data}
     if unknown:
-        raise SettingsError(f"{unknown.pop()}: settings of train start with config, train, filters or split")
-    settings = pipeline_settings(profile, {name: given[name] for name in ("filters", "split") if name in given})
+        raise SettingsError(f"{unknown.pop()}: settings of train start with config, train, filters, split or person")
+    settings = pipeline_settings(profile, {name: given[name] for name in about_data if name in given})
     train = {name: given.get("train", {}) for name in chosen}
-    return chosen, DataSettings(filters=settings.filters, split=settings.split), FamilySettings(config=given.get("config", {}), train=train)
+    return chosen, settings.data, settings.person, FamilySettings(config=given.get("config", {}), train=train)
+
+
+def _train_command(family: str, stage: str, dataset: str, profile: str, overrides: list[str] | None, workspace: Path) -> list[str]:
+    """The command that trains another stage with the same settings, but for those of the training itself."""
+    words = ["python", "-m", "flows", "train", family, "--dataset", dataset, "--stage", stage, "-p", profile, "-w", str(workspace)]
+    return words + [word for pair in overrides or () if not pair.startswith("train.") for word in ("--set", pair)]
 
 
 def _show_download(bar: Bar, file: str, done: int, total: int) -> None:

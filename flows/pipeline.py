@@ -25,10 +25,11 @@ from flows.console import DEFAULT_WORKSPACE, console
 from flows.profiles import parse_overrides, profile_names
 from flows.progress import ProgressBoard
 from flows.settings import FamilySettings, pipeline_settings, stage_settings
-from flows.steps import DataSettings
+from flows.stages import StartingPoint, stage_samples
 from flows.workspace import Workspace, prepare_environment
+from models.family import Canvas
 from models.registry import families, family
-from tasks.data.dataset import DatasetError
+from tasks.data.dataset import Dataset, DatasetError
 from tasks.evaluation.pages import markdown
 from tasks.evaluation.report import EvaluationReport
 from tasks.preprocessing.preprocess import PreprocessFailed, PreprocessPlan, PreprocessResult, plan_preprocess
@@ -128,7 +129,6 @@ def pipeline(parameters: PipelineParameters) -> PipelineResult:
     place = Workspace.at(Path(os.environ.get("TALKING_HEADS_WORKSPACE", DEFAULT_WORKSPACE)))
     prepare_environment(place)
     settings = pipeline_settings(parameters.profile, parse_overrides(parameters.settings))
-    data = DataSettings(filters=settings.filters, split=settings.split)
     stages = {
         name: [
             stage_settings(name, stage.name, parameters.profile, settings.families.get(name, FamilySettings()))
@@ -151,13 +151,26 @@ def pipeline(parameters: PipelineParameters) -> PipelineResult:
         inspection = steps.draw_inspection(clips.dataset, settings.filters, place, board.bar("contact sheet")).page
         made: list[FamilyResult] = []
         for name, todo in stages.items():
-            start_from = None
+            known, exports = family(name), dict[str, Path]()
             for stage in todo:
+                samples = stage_samples(known, stage.stage, Dataset.open(clips.dataset), settings.data, settings.person)
+                if samples.person is not None:
+                    console.print(f"{name} {stage.stage} learns {samples.person.describe()}")
+                if samples.note:
+                    console.print(f"{name} {stage.stage} holds out {samples.note}")
+                before = exports.get(known.stage(stage.stage).after or "")
                 outcome = train.with_options(task_run_name=f"train {name} {stage.stage}")(
-                    stage, clips.dataset, data, place, parameters.profile, board.bar(f"train {name} {stage.stage}"), start_from
+                    stage,
+                    clips.dataset,
+                    samples,
+                    place,
+                    parameters.profile,
+                    board.bar(f"train {name} {stage.stage}"),
+                    None if before is None else StartingPoint.at(before),
                 )
-                start_from = outcome.export
+                exports[stage.stage] = outcome.export
             model = steps.load_model(str(outcome.export), place)
+            data = steps.data_of(model)
             report: EvaluationReport = evaluate.with_options(task_run_name=f"evaluate {name}")(
                 model, clips.dataset, data, settings.evaluate, place, board.bar(f"evaluate {name}")
             )
@@ -165,17 +178,18 @@ def pipeline(parameters: PipelineParameters) -> PipelineResult:
             registered = register.with_options(task_run_name=f"register {name}")(
                 outcome, report, clips.dataset, data, settings.evaluate, place, board.bar(f"register {name}")
             )
-            face, driver = steps.example_inputs(clips.dataset, data)
+            inputs = steps.example_inputs(known, clips.dataset, data)
             registered_model = steps.load_model(registered.version.uri, place)
             video = generate.with_options(task_run_name=f"generate with {registered.version.uri}")(
                 registered_model,
-                face,
-                driver,
-                None,
+                inputs.face,
+                inputs.driver,
+                inputs.audio,
                 place.videos / f"{registered.version.name}-{registered.version.version}.mp4",
                 board.bar(f"generate {name}"),
                 side_by_side=True,
-                size=max(256, registered_model.size),
+                # A template keeps its own size; a small crop is enlarged to be looked at.
+                size=None if known.canvas is Canvas.TEMPLATE else max(256, registered_model.size),
             )
             made.append(
                 FamilyResult(

@@ -11,7 +11,7 @@ from flows.profiles import SettingsError, overlay, read_profile, resolve
 from models.family import FamilyConfig
 from models.registry import families
 from models.registry import family as family_named
-from tasks.settings import EvaluateSettings, FilterSettings, PreprocessSettings, Settings, SplitSettings, TrainSettings
+from tasks.settings import EvaluateSettings, FilterSettings, PersonSettings, PreprocessSettings, Settings, SplitSettings, TrainSettings
 
 
 class FamilySettings(Settings):
@@ -21,14 +21,27 @@ class FamilySettings(Settings):
     train: dict[str, dict[str, Any]] = Field(default_factory=dict, description="Over the training settings, by stage, e.g. meta.steps.")
 
 
+class DataSettings(Settings):
+    """Which samples of a dataset are used and which are held out."""
+
+    filters: FilterSettings = FilterSettings()
+    split: SplitSettings = SplitSettings()
+
+
 class PipelineSettings(Settings):
     """All settings of `pipeline`: a file of `flows/profiles/` laid over these defaults, then `--set`."""
 
     preprocess: PreprocessSettings = PreprocessSettings()
     filters: FilterSettings = FilterSettings()
     split: SplitSettings = SplitSettings()
+    person: PersonSettings = PersonSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
     families: dict[str, FamilySettings] = Field(default_factory=dict, description="By family name.")
+
+    @property
+    def data(self) -> DataSettings:
+        """Which samples are used, before a stage says more (`flows.stages.stage_samples`)."""
+        return DataSettings(filters=self.filters, split=self.split)
 
 
 class StageSettings(BaseModel):
@@ -94,9 +107,10 @@ def describe_families(profile: str, overrides: Mapping[str, Any]) -> list[dict[s
                     "name": stage.name,
                     "description": stage.description,
                     "view": stage.view,
-                    "features": list(stage.features),
+                    "features": list(family.features(config, stage.name)),
                     "after": stage.after,
                     "in_pipeline": stage.in_pipeline,
+                    "one_person": stage.one_person,
                     "networks": {network: sum(p.numel() for p in module.parameters()) for network, module in networks.items()},
                 }
             )

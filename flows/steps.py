@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from rich.table import Table
 
 from flows.progress import Bar
-from flows.settings import StageSettings
+from flows.settings import DataSettings, StageSettings
 from flows.workspace import Workspace
-from tasks.settings import EvaluateSettings, FilterSettings, PreprocessSettings, Settings, SplitSettings, fingerprint_of
+from tasks.settings import EvaluateSettings, FilterSettings, PreprocessSettings, fingerprint_of
 
 if TYPE_CHECKING:
+    from flows.stages import StageSamples, StartingPoint
+    from models.family import Family
     from models.weights import WeightsStore
     from tasks.data.contact_sheet import Inspection
     from tasks.data.dataset import Dataset
@@ -29,20 +31,6 @@ if TYPE_CHECKING:
     from tasks.training.registry import LoadedModel, RegisteredVersion
     from tasks.training.request import TrainOutcome, TrainProgress
     from tasks.training.tracking import TrackingSettings
-
-
-PRIMARY_METRIC = "lmd"
-"""The metric that the gate compares; lower is better."""
-
-
-PLUMBING = "demo profile, a plumbing-sized model: it shows that every part works, not what the method can do"
-
-
-class DataSettings(Settings):
-    """Which samples of a dataset are used and which are held out."""
-
-    filters: FilterSettings = FilterSettings()
-    split: SplitSettings = SplitSettings()
 
 
 def build_clips(plan: PreprocessPlan, bar: Bar) -> PreprocessResult:
@@ -64,22 +52,26 @@ def check_weights(settings: PreprocessSettings, place: Workspace) -> None:
     Raises:
         MissingWeights: it is neither here nor to be had.
     """
-    if settings.wav2vec is not None and settings.wav2vec.init == "pretrained":
-        from tasks.preprocessing.wav2vec import find_wav2vec
+    from tasks.preprocessing.speech_networks import find_network
 
-        find_wav2vec(settings.wav2vec, weights_store(place))
+    for network in settings.speech:
+        if network.init == "pretrained":
+            find_network(network, weights_store(place))
 
 
-def build_features(dataset: str, settings: PreprocessSettings, place: Workspace, bar: Bar) -> FeatureResult | None:
-    """Pass 2: wav2vec rows for every clip with sound; None where the settings leave it out."""
-    if settings.wav2vec is None:
-        bar.finish("left out (wav2vec=null)")
-        return None
+def build_features(dataset: str, settings: PreprocessSettings, place: Workspace, bar: Bar) -> dict[str, FeatureResult]:
+    """Pass 2, for every speech network of the settings: rows for every clip with sound; by the rows' name."""
     from tasks.preprocessing.features import extract_features
 
-    result = extract_features(dataset, settings.wav2vec, settings.run, bar, weights=weights_store(place))
-    bar.finish(f"{result.clips} clips")
-    return result
+    made: dict[str, FeatureResult] = {}
+    for network in settings.speech:
+
+        def show(done: int, total: int, note: str, name: str = network.feature) -> None:
+            bar(done, total, f"{name}, {note}")
+
+        made[network.feature] = extract_features(dataset, network, settings.run, show, weights=weights_store(place))
+    bar.finish(", ".join(f"{name} {result.clips} clips" for name, result in made.items()) or "left out (wav2vec=null)")
+    return made
 
 
 def draw_inspection(
@@ -97,11 +89,17 @@ def draw_inspection(
 
 
 def train_stage(
-    stage: StageSettings, dataset: str, data: DataSettings, place: Workspace, profile: str, bar: Bar, start_from: Path | None = None
+    stage: StageSettings,
+    dataset: str,
+    samples: StageSamples,
+    place: Workspace,
+    profile: str,
+    bar: Bar,
+    start: StartingPoint | None = None,
 ) -> TrainOutcome:
-    """Train one stage in an MLflow run.
+    """Train one stage in an MLflow run, on the samples that `flows.stages.stage_samples` chose.
 
-    The same settings on the same dataset go on where they stopped, and a finished run is not repeated.
+    The same settings on the same dataset, from the same start, go on where they stopped; a finished run is not repeated.
     """
     from tasks.data.dataset import Dataset
     from tasks.training.checkpoints import write_json
@@ -116,29 +114,37 @@ def train_stage(
         config=stage.config.model_dump(mode="json"),
         train=stage.train,
         dataset=opened.url,
-        filters=data.filters,
-        split=data.split,
+        filters=samples.data.filters,
+        split=samples.data.split,
         folder=place.runs,
-        start_from=start_from,
+        start_from=start and start.folder,
         weights=WeightsSettings(root=place.weights),
         profile=profile,
         code=code_version(),
     )
-    name = f"{stage.family}-{stage.stage}-{fingerprint_of([request.identity(opened.fingerprint), str(start_from)])[:10]}"
+    name = f"{stage.family}-{stage.stage}-{fingerprint_of([request.identity(opened.fingerprint), str(start and start.run)])[:10]}"
     folder = place.runs / name
     before = TrainOutcome.read(folder)
-    if before is not None and before.status == "finished" and before.step >= stage.train.steps:
-        bar.finish(f"finished before, {before.step} steps")
+    about = f", {samples.person.identity}" if samples.person else ""
+    if before is not None and before.covers(stage.train):
+        bar.finish(f"finished before, {before.step} steps{about}")
         return before
 
     tracking = tracking_settings(place)
     marker = folder / "mlflow_run"
+    parameters: dict[str, Any] = {"train": stage.train.model_dump(mode="json"), "config": request.config}
+    tags = {"family": stage.family, "stage": stage.stage, "profile": profile, "code": request.code, "run_folder": str(folder)}
+    if samples.person is not None:
+        parameters["person"] = {"identity": samples.person.identity, "reason": samples.person.reason}
+        tags["person"] = samples.person.identity
+    if start is not None:
+        tags["start_from"] = start.run
     run_id = open_run(
         tracking,
         family=stage.family,
         name=name,
-        parameters={"train": stage.train.model_dump(mode="json"), "config": request.config, **data.model_dump(mode="json")},
-        tags={"family": stage.family, "stage": stage.stage, "profile": profile, "code": request.code, "run_folder": str(folder)},
+        parameters={**parameters, **samples.data.model_dump(mode="json")},
+        tags=tags,
         dataset=(Path(opened.url).name, opened.url, opened.fingerprint),
         run_id=marker.read_text().strip() if marker.is_file() else None,
     )
@@ -158,7 +164,7 @@ def train_stage(
     if outcome.status == "interrupted":
         raise KeyboardInterrupt
     rate = f"{outcome.samples_per_second:.1f} samples/s" if outcome.samples_per_second else ""
-    bar.finish(f"{outcome.step} steps, {rate}")
+    bar.finish(f"{outcome.step} steps{about}, {rate}")
     return outcome
 
 
@@ -186,6 +192,11 @@ def tracking_settings(place: Workspace) -> TrackingSettings:
     return TrackingSettings(uri=uri, artifacts=place.artifacts.as_uri() if uri.startswith("sqlite:") else None)
 
 
+def data_of(model: LoadedModel) -> DataSettings:
+    """The samples that the model's own stage was trained on and held out: where it is evaluated."""
+    return DataSettings.model_validate({name: model.record[name] for name in ("filters", "split")})
+
+
 def held_out_clips(dataset: Dataset, data: DataSettings) -> tuple[Selected, ...]:
     """Clips that no training with these settings saw."""
     from tasks.data.splits import select
@@ -199,7 +210,7 @@ def evaluate_model(
     """Measure a model on held-out clips beside truth and baseline; the report goes into `out` and into the model's MLflow run."""
     from tasks.data.dataset import Dataset
     from tasks.evaluation.evaluate import evaluate
-    from tasks.generation.provenance import ModelIdentity
+    from tasks.generation.provenance import PLUMBING, ModelIdentity
     from tasks.training.tracking import log_files, log_metrics
 
     opened = Dataset.open(dataset)
@@ -222,6 +233,8 @@ def evaluate_model(
         tracking = tracking_settings(place)
         log_files(tracking, model.run_id, [report.folder], "evaluation")
         rows = {f"evaluation.{row.name}.{metric}": value for row in report.rows for metric, value in report.values(row.name).items()}
+        if report.verdict.leakage is not None and report.verdict.leakage.worse is not None:
+            rows["evaluation.shuffled.worse"] = report.verdict.leakage.worse
         log_metrics(tracking, model.run_id, rows)
     bar.finish(report.verdict.sentence)
     return report
@@ -254,8 +267,8 @@ def register_model(
 ) -> Registered:
     """Make an evaluated model the registry's `challenger`, and `champion` where the gate lets it through.
 
-    The gate: the model beats its baseline, and where there is a champion already, it is at least as good as that one on the same
-    held-out clips.
+    The gate: the model beats its baseline, and where there is a champion of the same people already, it is at least as good as that
+    one on the same held-out clips.
     """
     from tasks.training.registry import CHAMPION, promote, register, versions
 
@@ -295,11 +308,15 @@ def _gate(
         return True, "champion: it beats its baseline and is the first"
     if champion.version == version.version:
         return True, "is the champion already"
-    held = evaluate_model(load_model(champion.uri, place), dataset, data, settings, place, bar)
-    ours, theirs = report.values()[PRIMARY_METRIC], held.values().get(PRIMARY_METRIC, float("inf"))
+    theirs_model = load_model(champion.uri, place)
+    if data_of(theirs_model).filters.identities != data.filters.identities:
+        return True, f"champion: it beats its baseline, and the champion so far, version {champion.version}, shows somebody else"
+    held = evaluate_model(theirs_model, dataset, data, settings, place, bar)
+    metric = report.gate
+    ours, theirs = report.values()[metric.name], held.values().get(metric.name, float("inf"))
     if ours <= theirs:
-        return True, f"champion: {PRIMARY_METRIC} {ours:.4f} against {theirs:.4f} of version {champion.version}"
-    return False, f"stays challenger: {PRIMARY_METRIC} {ours:.4f} against {theirs:.4f} of the champion, version {champion.version}"
+        return True, f"champion: {metric.title} {ours:.4f} against {theirs:.4f} of version {champion.version}"
+    return False, f"stays challenger: {metric.title} {ours:.4f} against {theirs:.4f} of the champion, version {champion.version}"
 
 
 def load_model(uri: str, place: Workspace) -> LoadedModel:
@@ -312,28 +329,55 @@ def load_model(uri: str, place: Workspace) -> LoadedModel:
 def make_video(
     model: LoadedModel, face: Path, driver: Path | None, audio: Path | None, out: Path, bar: Bar, **options: Any
 ) -> GeneratedVideo:
-    """Show the face moved by the driver or the audio, as an mp4."""
+    """Show the face moved by the driver or the audio, as an mp4; `options` are those of `tasks.generation.generate.generate`."""
     from tasks.generation.generate import generate
 
-    made = generate(
-        model, face=face, driver=driver, audio=audio, out=out, progress=lambda what, done, total: bar(done, total, what), **options
-    )
+    inputs: dict[str, Any] = {"face": face, "driver": driver, "audio": audio, "out": out}
+    made = generate(model, **inputs, progress=lambda what, done, total: bar(done, total, what), **options)
     bar.finish(f"{made.frames} frames in {made.elapsed:.1f} s")
     return made
 
 
-def example_inputs(dataset: str, data: DataSettings) -> tuple[Path, Path]:
-    """A (face, driver) pair to show a model with: a held-out video of a person, and another video of the same person where there is one.
+@dataclass(frozen=True, kw_only=True)
+class ExampleInputs:
+    """What to show a model with: local paths of source videos."""
 
-    Returns local paths of source videos.
+    face: Path
+    driver: Path | None = None
+    """For families driven by landmarks."""
+    audio: Path | None = None
+    """For families driven by sound."""
+
+
+def example_inputs(family: Family, dataset: str, data: DataSettings) -> ExampleInputs:
+    """What a model makes its example video of: a held-out person, or the person whom it learned.
+
+    Driven by landmarks: a held-out video moves the face of another video of the same person, where there is one. Driven by sound: the
+    held-out person says something else, best what no training heard, best in the own voice: the sound of another held-out
+    video, of another person where all of this one's videos were trained on, of another video of the person, or its own.
+
+    Args:
+        data: of the model's own stage (`data_of`).
     """
+    from models.family import DriverKind
     from tasks.data.dataset import Dataset
 
     opened = Dataset.open(dataset)
-    rows = {row["key"]: row for row in opened.clips().select(["key", "identity", "uri"]).to_pylist()}
-    driver = rows[held_out_clips(opened, data)[0].key]
-    same = [row["uri"] for row in rows.values() if row["identity"] == driver["identity"] and row["uri"] != driver["uri"]]
-    return Path(same[0] if same else driver["uri"]), Path(driver["uri"])
+    rows = {row["key"]: row for row in opened.clips().select(["key", "identity", "uri", "has_audio"]).to_pylist()}
+    held_out = {clip.key for clip in held_out_clips(opened, data)}
+    shown = rows[min(held_out)]
+    if family.driver is DriverKind.LANDMARKS:
+        same = [row["uri"] for row in rows.values() if row["identity"] == shown["identity"] and row["uri"] != shown["uri"]]
+        return ExampleInputs(face=Path(same[0] if same else shown["uri"]), driver=Path(shown["uri"]))
+
+    def preference(row: Mapping[str, Any]) -> tuple[bool, bool, bool, str]:
+        own = row["identity"] == shown["identity"]
+        whole_video_held_out = data.split.by != "time" and row["key"] in held_out
+        stranger = bool(data.filters.identities) and row["identity"] not in data.filters.identities
+        return row["uri"] == shown["uri"], not (whole_video_held_out or stranger), not own, row["key"]
+
+    heard = min((row for row in rows.values() if row["has_audio"]), key=preference, default=shown)
+    return ExampleInputs(face=Path(shown["uri"]), audio=Path(heard["uri"]))
 
 
 def show_report(report: EvaluationReport) -> Table:
@@ -342,9 +386,9 @@ def show_report(report: EvaluationReport) -> Table:
 
     table = Table(title="evaluation", title_justify="left")
     table.add_column("")
-    for metric in report.metrics:
-        table.add_column(f"{metric.title} {'↑' if metric.higher_is_better else '↓'}", justify="right")
+    for metric in report.computed:
+        table.add_column(metric.heading, justify="right")
     for row in report.rows:
-        cells = [row.scores.get(metric.name) for metric in report.metrics]
+        cells = [row.scores.get(metric.name) for metric in report.computed]
         table.add_row(row.name, *(f"{cell.mean:.4f}" if isinstance(cell, Score) else "-" for cell in cells))
     return table

@@ -37,6 +37,15 @@ class DriverKind(enum.StrEnum):
     AUDIO = "audio"
 
 
+class Canvas(enum.StrEnum):
+    """What the frames are that a family makes."""
+
+    CROP = "crop"
+    """Square crops of the face, drawn whole."""
+    TEMPLATE = "template"
+    """The frames of a template (a video, or one picture, of the person), of which a part is painted anew."""
+
+
 class FamilyConfig(BaseModel):
     """Base of every family's settings. Unknown names are errors; a config never changes after it is made."""
 
@@ -66,6 +75,28 @@ class Stage:
     """The stage whose result this one starts from."""
     in_pipeline: bool = True
     """Whether `flows pipeline` runs it (a stage for one new person is run by hand)."""
+    one_person: bool = False
+    """Whether it learns one person: it reads that person's samples only, and the person's own split (`PersonSettings`) holds out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Template:
+    """What a family of `Canvas.TEMPLATE` paints on; frames are read when their turn comes, so a long video needs no memory."""
+
+    read: Callable[[Sequence[int]], Image]
+    """Frames of these indices, in this order: uint8 [n, H, W, 3], RGB. Ask for a few neighbouring ones at a time."""
+    landmarks: Points
+    """float32 [N, 68, 2], pixels of the frames; rows without a face are NaN."""
+
+    def __len__(self) -> int:
+        return len(self.landmarks)
+
+
+def ping_pong(length: int) -> Iterator[int]:
+    """Frames of a template in the order in which they are shown: 0, 1, ..., last, last - 1, ..., 0, 1, ... without an end."""
+    while True:
+        yield from range(max(1, length - 1))
+        yield from range(length - 1, 0, -1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +107,8 @@ class Face:
     """uint8 [T, H, W, 3], RGB square face crops of one size."""
     landmarks: Points
     """float32 [T, 68, 2], pixels of `images`."""
+    template: Template | None = None
+    """For families of `Canvas.TEMPLATE`; None paints on `images`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +125,16 @@ class Driver:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Squares:
+    """The part of each frame that a model paints: what pixel metrics look at, all cut to one size."""
+
+    boxes: npt.NDArray[np.int64]
+    """int64 [F, 3]: first column, first row and side of a square, in pixels of the frame; may reach beyond it."""
+    size: int
+    """Side in pixels to which they are cut."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvaluationCase:
     """One held-out clip turned into a task: show `face` moved by `driver`; `targets` is the truth."""
 
@@ -102,6 +145,8 @@ class EvaluationCase:
     """uint8 [F, H, W, 3], RGB, frame by frame what the synthesis should show."""
     target_landmarks: Points
     """float32 [F, 68, 2], pixels of `targets`."""
+    painted: Squares | None = None
+    """The part that is painted; None where it is the whole frame."""
 
 
 class TrainingModule(nn.Module, ABC):
@@ -141,6 +186,10 @@ class TrainingModule(nn.Module, ABC):
     def export(self, folder: Path) -> None:
         """Write what inference needs (safetensors and config.json) into the empty `folder`."""
 
+    def synthesizer(self) -> Synthesizer | None:
+        """The networks as they are now, ready to make a preview video; None where a stage makes no frames."""
+        return None
+
     def training_state(self) -> dict[str, Any]:
         """Everything a bit-exact resume needs, in types that `torch.load(weights_only=True)` reads."""
         return {
@@ -159,15 +208,32 @@ class Synthesizer(ABC):
     """A trained model that makes frames."""
 
     size: int
-    """Side of the frames that it makes, in pixels."""
+    """Side of the frames that it makes (`Canvas.CROP`), or of the square that it paints (`Canvas.TEMPLATE`), in pixels."""
 
     @abstractmethod
     def synthesize(self, face: Face, driver: Driver, *, seed: int = 0) -> Iterator[Image]:
-        """Yield frames, uint8 [size, size, 3] RGB at 25 fps, as they are made; memory does not grow with length."""
+        """Yield frames at 25 fps as they are made; memory does not grow with length.
+
+        uint8 RGB: [size, size, 3], or as large as the template's frames where the family paints on a template.
+        """
 
     @abstractmethod
     def baseline(self, face: Face, driver: Driver) -> Iterator[Image]:
         """Yield what a method without any learning would show (spec/evaluation.md): the bar to beat."""
+
+    def lip_sync(self, frames: Image, landmarks: Points, audio: npt.NDArray[np.float32]) -> npt.NDArray[np.float32] | None:
+        """How well the mouth fits the sound at every offset, judged by a network that was trained with the model.
+
+        Args:
+            frames: uint8 [F, H, W, 3], RGB.
+            landmarks: float32 [F, 68, 2], pixels of `frames`.
+            audio: float32 [640 * F], 16 kHz mono.
+
+        Returns:
+            float32 [W, 31], higher is better: one row per window of the video; column j holds the sound j - 15 frames
+            later, NaN where that lies outside of the clip. None where the model has no such network.
+        """
+        return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,7 +248,7 @@ class BuildContext:
     start_from: Path | None = None
     """Folder that an earlier stage exported."""
     face: Face | None = None
-    """The person that a stage for one person is about; None when such a stage is resumed from a checkpoint."""
+    """Training pictures of the person where all training samples show one; None otherwise, or when resumed from a checkpoint."""
 
 
 class Family(ABC):
@@ -192,6 +258,7 @@ class Family(ABC):
     title: ClassVar[str]
     paper: ClassVar[str]
     driver: ClassVar[DriverKind]
+    canvas: ClassVar[Canvas] = Canvas.CROP
     config_type: ClassVar[type[FamilyConfig]]
     stages: ClassVar[tuple[Stage, ...]]
 
@@ -220,6 +287,10 @@ class Family(ABC):
                 return stage
         raise ValueError(f"family {self.name} has no stage {name!r}; there are: {', '.join(s.name for s in self.stages)}")
 
+    def features(self, config: Any, stage: str) -> tuple[str, ...]:
+        """Names of the learned features that a stage reads beside its view, and synthesis beside the sound."""
+        return self.stage(stage).features
+
     @abstractmethod
     def networks(self, config: Any, stage: str) -> Mapping[str, nn.Module]:
         """The stage's networks by name, built on the default device (use `torch.device("meta")` to count parameters)."""
@@ -244,6 +315,7 @@ class Family(ABC):
 __all__ = [
     "Batch",
     "BuildContext",
+    "Canvas",
     "Clip",
     "Driver",
     "DriverKind",
@@ -254,8 +326,11 @@ __all__ = [
     "Family",
     "FamilyConfig",
     "Keyframes",
+    "Squares",
     "Stage",
     "Synthesizer",
+    "Template",
     "TrainingModule",
     "View",
+    "ping_pong",
 ]

@@ -116,6 +116,24 @@ class VggFeatures(nn.Module):
                     features.append(x)
         return features
 
+    def convolution(self, images: Tensor, stage: int, number: int) -> Tensor:
+        """One feature map as its convolution leaves it, before the ReLU; nothing after it is computed.
+
+        Args:
+            images: [B, 3, H, W], RGB in -1..1.
+            stage, number: counted from 1 on: 3, 3 is conv3_3.
+        """
+        x = self.normalise(images)
+        for s, layers in enumerate(self._layers[:stage], start=1):
+            if s > 1:
+                x = F.max_pool2d(x, 2)
+            for c, layer in enumerate(layers, start=1):
+                x = layer(x)
+                if (s, c) == (stage, number):
+                    return x
+                x = F.relu(x)
+        raise ValueError(f"this VGG{self.depth} ends before conv{stage}_{number}")
+
 
 def _canonical(name: str, depth: int) -> str:
     """`features.0.weight`, `0.weight` or `conv1_1.weight` -> `conv1_1.weight`; other names stay."""

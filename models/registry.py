@@ -6,9 +6,11 @@ from collections.abc import Mapping
 
 from models.family import Family
 from models.fewshot.family import FewShot
+from models.synctalk.family import SyncTalk
 
 _FAMILIES: tuple[Family, ...] = (
     FewShot(),
+    SyncTalk(),
     # One line per family; nothing else outside models/<name>/ knows it.
 )
 

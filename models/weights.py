@@ -10,7 +10,7 @@ import hashlib
 import os
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -67,12 +67,19 @@ class PretrainedWeights:
         return f"{self.hub_id}@{self.revision}" if self.hub_id else self.files[0].url
 
 
-def _hub_files(hub_id: str, revision: str, names: Sequence[str]) -> tuple[RemoteFile, ...]:
-    return tuple(RemoteFile(name=name, url=f"{HUB}/{hub_id}/resolve/{revision}/{name}") for name in names)
+def _hub_files(hub_id: str, revision: str, *names: str, sha256: str | None = None) -> tuple[RemoteFile, ...]:
+    """Files of a repository of the hub, the weights last; `sha256` is theirs."""
+    digests = [None] * (len(names) - 1) + [sha256]
+    return tuple(
+        RemoteFile(name=name, url=f"{HUB}/{hub_id}/resolve/{revision}/{name}", sha256=digest)
+        for name, digest in zip(names, digests, strict=True)
+    )
 
 
 _WAV2VEC = ("facebook/wav2vec2-base-960h", "22aad52d435eb6dbaf354bdad9b0da84ce7d6156")
+_HUBERT = ("facebook/hubert-large-ls960-ft", "ece5fabbf034c1073acae96d5401b25be96709d8")
 _FAN = "https://www.adrianbulat.com/downloads/python-fan"
+_SYNCTALK = "https://github.com/ZiqiaoPeng/SyncTalk_2D/raw/main"
 _BLAZEFACE = "https://github.com/hollance/BlazeFace-PyTorch/raw/master"
 
 TABLE: Mapping[str, PretrainedWeights] = {
@@ -84,8 +91,8 @@ TABLE: Mapping[str, PretrainedWeights] = {
             files=(RemoteFile(name="vgg19-dcbb9e9d.pth", url="https://download.pytorch.org/models/vgg19-dcbb9e9d.pth", sha256="dcbb9e9d"),),
             licence="BSD-3-Clause (torchvision)",
             megabytes=548,
-            used_by="fewshot: content loss",
-            without="--set config.losses.content=random or off (the demo profile has off)",
+            used_by="fewshot: content loss; synctalk: perceptual loss",
+            without="--set config.losses.content=random or off (the demo profiles have off)",
         ),
         PretrainedWeights(
             name="vggface",
@@ -102,9 +109,18 @@ TABLE: Mapping[str, PretrainedWeights] = {
             without="--set config.losses.content=random or off (the demo profile has off)",
         ),
         PretrainedWeights(
+            name="synctalk-ave",
+            title="SyncTalk_2D's encoder of sound, trained on LRS2",
+            files=(RemoteFile(name="audio_visual_encoder.pth", url=f"{_SYNCTALK}/model/checkpoints/audio_visual_encoder.pth"),),
+            licence="none stated in the repository; LRS2 is for non-commercial research",
+            megabytes=11,
+            used_by="synctalk: --set config.audio.ave=pretrained",
+            without="--set config.audio.ave=trained (the default)",
+        ),
+        PretrainedWeights(
             name="wav2vec2-base-960h",
             title="wav2vec 2.0 base, 960 h LibriSpeech",
-            files=_hub_files(*_WAV2VEC, ("config.json", "preprocessor_config.json", "model.safetensors")),
+            files=_hub_files(*_WAV2VEC, "config.json", "preprocessor_config.json", "model.safetensors"),
             hub_id=_WAV2VEC[0],
             revision=_WAV2VEC[1],
             folder=True,
@@ -112,6 +128,24 @@ TABLE: Mapping[str, PretrainedWeights] = {
             megabytes=378,
             used_by="preprocessing, pass 2: speech features",
             without="--set wav2vec.init=random (the demo profile has it), or --set wav2vec=null",
+        ),
+        PretrainedWeights(
+            name="hubert-large-ls960-ft",
+            title="HuBERT large, fine-tuned on 960 h LibriSpeech",
+            files=_hub_files(
+                *_HUBERT,
+                "config.json",
+                "preprocessor_config.json",
+                "pytorch_model.bin",
+                sha256="9cf43abec3f0410ad6854afa4d376c69ccb364b48ddddfd25c4c5aa16398eab0",
+            ),
+            hub_id=_HUBERT[0],
+            revision=_HUBERT[1],
+            folder=True,
+            licence="Apache-2.0",
+            megabytes=1262,
+            used_by="preprocessing, pass 2: speech features for synctalk's config.audio.encoder=hubert",
+            without="--set hubert=null (the default), or --set hubert.init=random",
         ),
         PretrainedWeights(
             name="2dfan4",

@@ -44,7 +44,7 @@ class Reject:
     """The source file as it was given."""
     scope: RejectScope
     step: str
-    """Name of the step that refused it: probe, decode, shots, track, landmarks, crop, audio, wav2vec."""
+    """Name of the step that refused it: probe, decode, shots, track, landmarks, crop, audio, wav2vec, hubert."""
     code: RejectCode
     message: str
     """One readable sentence with the measured value."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Literal
+from collections.abc import Mapping
+from typing import ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 
 class Settings(BaseModel):
@@ -62,18 +63,50 @@ class PoolSettings(Settings):
     jpeg_quality: int = Field(95, ge=50, le=100, description="JPEG quality.")
 
 
-class Wav2VecSettings(Settings):
-    """Pass 2: hidden states of wav2vec2, one row per video frame."""
+class SpeechSettings(Settings):
+    """Pass 2: what a speech network makes of the sound, rows of video frames."""
+
+    feature: ClassVar[str]
+    """Name of the rows in datasets, clips and stages."""
+    network: ClassVar[str]
+    """What transformers calls networks of this kind (`model_type` in their config.json)."""
 
     init: Literal["pretrained", "random"] = Field(
         "pretrained", description="random makes a small untrained network (an explicit choice, tagged)."
     )
-    hub_id: str = Field("facebook/wav2vec2-base-960h", description="Hugging Face id of the pretrained network.")
-    revision: str = Field("22aad52d435eb6dbaf354bdad9b0da84ce7d6156", description="Commit of the pretrained network at its hub.")
-    path: str | None = Field(None, description="Folder with config.json and model.safetensors, instead of the hub's.")
+    hub_id: str = Field(description="Hugging Face id of the pretrained network.")
+    revision: str = Field(description="Commit of the pretrained network at its hub.")
+    path: str | None = Field(
+        None, description="Folder with config.json and model.safetensors (or pytorch_model.bin), instead of the hub's."
+    )
     device: str = Field("auto", description="auto takes a GPU where there is one; cpu or cuda. Changes nothing that is stored.")
     random_layers: int = Field(3, ge=1, le=24, description="Layers of the random network.")
     random_width: int = Field(32, ge=16, le=1024, multiple_of=16, description="Width of the random network.")
+
+
+class Wav2VecSettings(SpeechSettings):
+    """wav2vec2: every hidden layer, the mean of a frame's two tokens; [frames, layers, width]."""
+
+    feature: ClassVar[str] = "wav2vec"
+    network: ClassVar[str] = "wav2vec2"
+
+    hub_id: str = Field("facebook/wav2vec2-base-960h", description="Hugging Face id of the pretrained network.")
+    revision: str = Field("22aad52d435eb6dbaf354bdad9b0da84ce7d6156", description="Commit of the pretrained network at its hub.")
+
+
+class HubertSettings(SpeechSettings):
+    """HuBERT: the last hidden state, both tokens of a frame; [frames, 2, width]."""
+
+    feature: ClassVar[str] = "hubert"
+    network: ClassVar[str] = "hubert"
+
+    hub_id: str = Field("facebook/hubert-large-ls960-ft", description="Hugging Face id of the pretrained network.")
+    revision: str = Field("ece5fabbf034c1073acae96d5401b25be96709d8", description="Commit of the pretrained network at its hub.")
+    random_width: int = Field(32, ge=32, le=1024, multiple_of=32, description="Width of the random network.")
+
+
+SPEECH: Mapping[str, type[SpeechSettings]] = {kind.feature: kind for kind in (Wav2VecSettings, HubertSettings)}
+"""Every kind of speech network by the name of its rows."""
 
 
 class StoredSettings(Settings):
@@ -107,19 +140,28 @@ class PreprocessSettings(Settings):
     stored: StoredSettings = StoredSettings()
     run: RunSettings = RunSettings()
     wav2vec: Wav2VecSettings | None = Field(Wav2VecSettings(), description="Pass 2; null leaves it out.")
+    hubert: HubertSettings | None = Field(
+        None, description="Pass 2 once more, for synctalk's config.audio.encoder=hubert; any of its settings switches it on."
+    )
     videos_per_shard: int = Field(64, ge=1, le=10_000, description="Videos per shard for new sources; fixed in the plan once planned.")
+
+    @property
+    def speech(self) -> tuple[SpeechSettings, ...]:
+        """The networks that pass 2 runs."""
+        return tuple(network for network in (self.wav2vec, self.hubert) if network is not None)
 
 
 class FilterSettings(Settings):
     """Thresholds on the index's scores, applied when the dataset is read; changing one re-runs nothing. spec/preprocessing.md."""
 
+    identities: tuple[str, ...] = Field((), description="Only these people; empty: all.")
     min_face_px: float = Field(200, ge=0, description="Smallest side of the face in source pixels, before resizing.")
     min_face_share: float = Field(0.25, ge=0, le=1, description="Smallest side of the face as a share of the crop's side.")
     max_yaw: float = Field(60, ge=0, le=180, description="Degrees that 95 % of frames must stay within.")
     max_pitch: float = Field(45, ge=0, le=180, description="Degrees that 95 % of frames must stay within.")
     max_nose_travel: float = Field(0.5, ge=0, description="Nose travel per 12 frames in face widths.")
     min_one_face: float = Field(0.9, ge=0, le=1, description="Share of frames with exactly one face.")
-    min_frames: int = Field(2, ge=1, description="Shortest clip.")
+    min_frames: int = Field(2, ge=1, description="Shortest clip, and shortest part of a clip that a split by time makes.")
     need_audio: bool = Field(False, description="Leave out clips without sound.")
     need_full_history: bool = Field(False, description="Leave out clips shorter than history + 12 frames.")
     allow_static: bool = Field(False, description="Keep clips that are a still image.")
@@ -133,6 +175,31 @@ class SplitSettings(Settings):
     )
     holdout: float = Field(0.1, gt=0, lt=1, description="Share held out; at least one unit.")
     seed: int = Field(0, ge=0, description="Seed of the choice (identity and video).")
+    spare: float = Field(
+        0.0, ge=0, lt=1, description="Share at the end of every clip that trains nothing here, because a later stage is tested on it."
+    )
+
+
+class PersonSplitSettings(SplitSettings):
+    """The same for one person, whose model must show known looks saying new things."""
+
+    by: Literal["identity", "video", "time"] = Field("time", description="time: the end of every clip; video: whole videos of the person.")
+    holdout: float = Field(0.2, gt=0, lt=1, description="Share held out; at least one unit.")
+
+    @field_validator("by")
+    @classmethod
+    def _not_by_identity(cls, value: str) -> str:
+        if value == "identity":
+            raise ValueError("one person is split by time or by video")
+        return value
+
+
+class PersonSettings(Settings):
+    """Whom the stages that learn one person are about (`models.family.Stage.one_person`)."""
+
+    identity: str | None = Field(None, description="Name in the dataset; null: the only one, else the one with the most usable frames.")
+    split: PersonSplitSettings = PersonSplitSettings()
+    min_frames: int = Field(10, ge=2, description="Shortest part of a clip to train on or to hold out; over filters.min_frames.")
 
 
 class TrainSettings(Settings):
@@ -149,8 +216,13 @@ class TrainSettings(Settings):
     log_every: int = Field(10, ge=1, description="Steps from one point of the curves to the next.")
     validate_every: int = Field(200, ge=1, description="Steps from one validation to the next.")
     validate_batches: int = Field(4, ge=1, description="Held-out batches per validation.")
-    preview_every: int = Field(500, ge=1, description="Steps from one preview grid to the next.")
+    preview_every: int = Field(500, ge=1, description="Steps from one preview (grid, and video where the stage makes frames) to the next.")
+    preview_frames: int = Field(75, ge=0, le=1500, description="Frames of a preview video; 0 makes none.")
     checkpoint_every: int = Field(500, ge=1, description="Steps from one checkpoint to the next.")
+    export: Literal["last", "best"] = Field(
+        "last",
+        description="Which networks the run hands on: after the last step, or of the kept checkpoint with the lowest validation loss.",
+    )
     max_failures: int = Field(2, ge=0, description="Times that dead workers are replaced, going on from the newest checkpoint.")
     threads: int = Field(0, ge=0, description="Torch threads per worker on CPU; 0 shares the cores among the workers.")
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from models.family import Example
 from models.fewshot.networks import video_id
 from models.fewshot.raster import draw, mirror_points, resize_image, scale_points
+from models.pictures import to_tensor
 from models.views import Image, Keyframes, Points
 
 
@@ -68,11 +69,6 @@ def example_frame(pool: Keyframes, index: int, size: int, mirrored: bool) -> tup
     if mirrored:
         image, points = image[:, ::-1], mirror_points(points, size)
     return to_tensor(image), to_tensor(draw(points, size))
-
-
-def to_tensor(image: Image) -> Tensor:
-    """uint8 [..., H, W, 3] -> uint8 [..., 3, H, W]."""
-    return torch.from_numpy(np.ascontiguousarray(np.moveaxis(image, -1, -3)))
 
 
 def to_network(images: Tensor) -> Tensor:

@@ -11,11 +11,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from models.averaging import warm_decay
 from models.family import Batch, BuildContext, Example
 from models.fewshot.config import FewShotConfig
 from models.fewshot.examples import example_frame, frames_of, to_image, to_network
-from models.fewshot.grid import labelled_grid
-from models.fewshot.training import PERSON_FILE, FewShotModule, lay_channels_last, reconstruction_scores
+from models.fewshot.training import PERSON_FILE, FewShotModule, reconstruction_scores
+from models.layout import lay_channels_last
+from models.pictures import labelled_grid
 from models.views import Image, Keyframes
 
 
@@ -97,8 +99,8 @@ class FewShotFinetune(FewShotModule):
         total.backward()
         self.step_optimizers("generator")
         self.updates += 1
-        self.update_average(self.average_generator, self.generator)
-        self.average_psi.lerp_(self.psi.detach(), 1 - self.average_decay())
+        self.update_averages((self.average_generator, self.generator))
+        self.average_psi.lerp_(self.psi.detach(), 1 - warm_decay(int(self.updates), self.config.optimizer.ema))
         return {
             "loss": total.detach(),
             **{f"loss_{name}": term.detach() for name, term in terms.items()},

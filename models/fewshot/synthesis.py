@@ -13,10 +13,11 @@ from torch import Tensor
 
 from models.family import Driver, Face, Synthesizer
 from models.fewshot.config import FewShotConfig
-from models.fewshot.examples import frames_of, to_image, to_network, to_tensor
+from models.fewshot.examples import frames_of, to_image, to_network
 from models.fewshot.networks import Embedder, Generator
 from models.fewshot.raster import draw, resize_image, scale_points
 from models.fewshot.training import CONFIG_FILE, PERSON_FILE, load_network
+from models.pictures import to_tensor
 from models.views import Image, Points
 
 

@@ -14,12 +14,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.averaging import update_average, warm_decay
 from models.family import Batch, BuildContext, TrainingModule
 from models.fewshot import losses
 from models.fewshot.config import FewShotConfig
 from models.fewshot.examples import to_image, to_network
-from models.fewshot.grid import labelled_grid
 from models.fewshot.networks import Discriminator, Embedder, Generator, VideoTable
+from models.layout import lay_channels_last
+from models.pictures import labelled_grid
 from models.views import Image
 
 NETWORK_FILES = ("embedder", "generator", "discriminator")
@@ -124,16 +126,10 @@ class FewShotModule(TrainingModule):
             self.adversarial_grad.copy_(gradient.float().norm())
         return terms
 
-    def average_decay(self) -> float:
-        """Grows from 0.1 to the config's, so that the random start is soon forgotten."""
-        done = int(self.updates)
-        return min(self.config.optimizer.ema, (1 + done) / (10 + done))
-
-    @torch.no_grad()
-    def update_average(self, average: nn.Module, online: nn.Module) -> None:
-        """Move `average` towards `online`; buffers (the spectral norms' vectors) are copied."""
-        torch._foreach_lerp_(list(average.parameters()), list(online.parameters()), 1 - self.average_decay())
-        torch._foreach_copy_(list(average.buffers()), list(online.buffers()))
+    def update_averages(self, *pairs: tuple[nn.Module, nn.Module]) -> None:
+        """Move each first network towards its second, the online one."""
+        for average, online in pairs:
+            update_average(average, online, warm_decay(int(self.updates), self.config.optimizer.ema))
 
     def gain_statistics(self, psi: Tensor) -> dict[str, Tensor]:
         """Mean and spread of the AdaIN gains; near 1 at the start, near 0 where a collapse begins."""
@@ -202,8 +198,7 @@ class FewShotMeta(FewShotModule):
         self.step_optimizers("generator")
         self.updates += 1
         self.videos.used[rows] = True
-        self.update_average(self.average_embedder, self.embedder)
-        self.update_average(self.average_generator, self.generator)
+        self.update_averages((self.average_embedder, self.embedder), (self.average_generator, self.generator))
         return {
             "loss": total.detach(),
             **{f"loss_{name}": term.detach() for name, term in terms.items()},
@@ -274,14 +269,6 @@ class FewShotMeta(FewShotModule):
     def _draw(self, batch: Batch) -> Tensor:
         psi = self.average_generator.project(embed(self.average_embedder, batch))
         return self.average_generator(to_network(batch["target_raster"]), psi).float()
-
-
-def lay_channels_last(module: nn.Module) -> nn.Module:
-    """Lay the convolutions' weights as the pictures lie (`to_network`): a third faster on CPU. Returns the module."""
-    for parameter in module.parameters():
-        if parameter.ndim == 4:
-            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
-    return module
 
 
 def embed(embedder: Embedder, batch: Batch) -> Tensor:

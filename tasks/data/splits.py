@@ -1,4 +1,4 @@
-"""Which samples of a dataset are used, and which of them are held out: pure functions of the index and two settings.
+"""Which samples of a dataset are used, and which of them are held out: pure functions of the index and a few settings.
 
 Scores are stored, thresholds are applied here; so changing one re-runs nothing. A unit (identity or video) is held out
 by the hash of its own name alone, so that a dataset may grow without moving what a model was trained on into the held-out part.
@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from models.family import View
-from tasks.settings import FilterSettings, SplitSettings
+from tasks.settings import FilterSettings, PersonSettings, SplitSettings
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 MIN_POOL_FRAMES = 2
 """A pool of fewer frames holds no pair of a face and a target."""
+
+SHOWN_PEOPLE = 8
+"""People that an error about an unknown one lists."""
 
 
 @dataclass(frozen=True, order=True)
@@ -72,6 +75,10 @@ class _Filter:
     active: Callable[[Any], bool] = lambda value: True
 
 
+def _one_of(values: npt.NDArray[Any], names: tuple[str, ...]) -> npt.NDArray[np.bool_]:
+    return np.isin(values.astype(str), names)
+
+
 def _at_least(values: npt.NDArray[Any], limit: float) -> npt.NDArray[np.bool_]:
     return np.asarray(values >= limit)
 
@@ -89,6 +96,7 @@ def _false(values: npt.NDArray[Any], _: bool) -> npt.NDArray[np.bool_]:
 
 
 FILTERS: tuple[_Filter, ...] = (
+    _Filter(setting="identities", column="identity", keep=_one_of, active=bool),
     _Filter(setting="min_face_px", column="face_px", keep=_at_least),
     _Filter(setting="min_face_share", column="face_share", keep=_at_least),
     _Filter(setting="max_yaw", column="yaw_p95", keep=_at_most),
@@ -108,7 +116,11 @@ def filter_clips(clips: pa.Table, filters: FilterSettings) -> tuple[npt.NDArray[
 
     Returns:
         bool [rows], True for clips that stay, and how many clips each filter was the first to remove.
+
+    Raises:
+        EmptySelection: `filters.identities` names somebody who is not there; lists some who are.
     """
+    _check_identities(clips, filters.identities)
     keep = np.ones(clips.num_rows, bool)
     removed: dict[str, int] = {}
     for rule in FILTERS:
@@ -121,11 +133,60 @@ def filter_clips(clips: pa.Table, filters: FilterSettings) -> tuple[npt.NDArray[
     return keep, removed
 
 
-def select(dataset: Dataset, view: View, filters: FilterSettings, split: SplitSettings) -> Split:
+@dataclass(frozen=True, kw_only=True)
+class Person:
+    """Whom a stage for one person is about."""
+
+    identity: str
+    frames: int
+    """Usable ones: of clips that pass the filters."""
+    clips: int
+    reason: str
+    """Why this person."""
+
+    def describe(self) -> str:
+        """One line for people."""
+        return f"{self.identity} ({self.reason}), {self.clips} clips of {self.frames} frames"
+
+
+def choose_person(dataset: Dataset, filters: FilterSettings, person: PersonSettings) -> Person:
+    """The person whom the settings name, else the only one, else the one with the most usable frames (by name on ties).
+
+    Raises:
+        EmptySelection: nobody of that name is there (lists some who are), or no clip of the person passes the filters.
+    """
+    if person.identity is not None:
+        if filters.identities and person.identity not in filters.identities:
+            raise EmptySelection(f"person.identity={person.identity} is not among filters.identities ({', '.join(filters.identities)})")
+        _check_identities(dataset.clips(), (person.identity,), "person.identity")
+        filters = filters.model_copy(update={"identities": (person.identity,)})
+    clips = dataset.clips()
+    keep, removed = filter_clips(clips, filters)
+    kept = clips.filter(keep)
+    if not kept.num_rows:
+        raise EmptySelection(_nothing_left(clips, filters, removed))
+    names = kept.column("identity").to_pylist()
+    frames: dict[str, int] = {}
+    for name, count in zip(names, kept.column("num_frames").to_pylist(), strict=True):
+        frames[name] = frames.get(name, 0) + count
+    chosen = min(frames, key=lambda name: (-frames[name], name))
+    if person.identity is not None:
+        reason = "as person.identity says"
+    elif len(frames) == 1:
+        reason = "the only one"
+    else:
+        reason = f"the most usable frames of {len(frames)} people; person.identity=NAME chooses another"
+    return Person(identity=chosen, frames=frames[chosen], clips=names.count(chosen), reason=reason)
+
+
+def select(dataset: Dataset, view: View, filters: FilterSettings, split: SplitSettings, *, prefix: str = "split") -> Split:
     """Choose the samples of a view to train on and to hold out.
 
     A pool has no scores of its own: it keeps the frames whose clips pass (and, for a split by time, lie in the part of
     the clip that belongs to that side), and is left out with fewer than two of them.
+
+    Args:
+        prefix: what a user writes before the split's settings; for messages.
 
     Raises:
         EmptySelection: nothing passes the filters, or one side of the split would be empty; the message has the counts.
@@ -136,13 +197,14 @@ def select(dataset: Dataset, view: View, filters: FilterSettings, split: SplitSe
     total = clips.num_rows if view == "clips" else dataset.pools().num_rows
     if not kept.num_rows:
         raise EmptySelection(_nothing_left(clips, filters, removed))
-    windows = _windows(kept, split)
+    windows = _windows(kept, split, filters.min_frames)
     held_out_units: set[str] = set()
     if split.by == "identity":
-        held_out_units = hold_out(kept.column("identity").to_pylist(), split)
+        held_out_units = hold_out(kept.column("identity").to_pylist(), split, prefix)
     elif split.by == "video":
         arrived = clips.select(["shard", "identity", "video"]).to_pylist()
-        held_out_units = hold_out_videos([(row["shard"], row["identity"], row["video"]) for row in arrived], split)
+        of_them = [row for row in arrived if not filters.identities or row["identity"] in filters.identities]
+        held_out_units = hold_out_videos([(row["shard"], row["identity"], row["video"]) for row in of_them], split, prefix)
     if view == "clips":
         train, held_out = _split_clips(kept, windows, split, held_out_units)
     else:
@@ -150,14 +212,18 @@ def select(dataset: Dataset, view: View, filters: FilterSettings, split: SplitSe
     result = Split(train=tuple(sorted(train)), held_out=tuple(sorted(held_out)), total=total, removed=removed)
     for side, samples in (("to train on", result.train), ("to hold out", result.held_out)):
         if not samples:
+            longest = max(kept.column("num_frames").to_pylist())
+            way_out = f"give the dataset more videos, or choose another {prefix}.by"
+            if split.by == "time" and longest < 2 * filters.min_frames:
+                parts = f"each side needs a part of {filters.min_frames} frames (min_frames)"
+                way_out = f"{parts}, and the longest clip has {longest}: give longer videos, or choose {prefix}.by=video"
             raise EmptySelection(
-                f"no {view} left {side} with split.by={split.by}, split.holdout={split.holdout} ({result.describe()}); "
-                f"give the dataset more videos, or choose another split.by"
+                f"no {view} left {side} with {prefix}.by={split.by}, {prefix}.holdout={split.holdout} ({result.describe()}); {way_out}"
             )
     return result
 
 
-def hold_out(units: Sequence[str], split: SplitSettings) -> set[str]:
+def hold_out(units: Sequence[str], split: SplitSettings, prefix: str = "split") -> set[str]:
     """The people that are held out: those whose hash lies below the share, at least one, never all.
 
     When units are added, no unit ever moves from training to held-out. (Where chance put none below the share, the unit
@@ -168,8 +234,10 @@ def hold_out(units: Sequence[str], split: SplitSettings) -> set[str]:
     """
     names = sorted(set(units))
     if len(names) < 2:
-        way_out = "split.by=video or split.by=time" if split.by == "identity" else "split.by=time"
-        raise EmptySelection(f"split.by={split.by} needs at least two, and only one passes the filters ({', '.join(names)}): set {way_out}")
+        way_out = f"{prefix}.by=video or {prefix}.by=time" if split.by == "identity" else f"{prefix}.by=time"
+        raise EmptySelection(
+            f"{prefix}.by={split.by} needs at least two, and only one passes the filters ({', '.join(names)}): set {way_out}"
+        )
     order = sorted(names, key=lambda name: _hash(split, name))
     chosen = {name for name in order if _hash(split, name) < split.holdout}
     if not chosen:
@@ -177,12 +245,12 @@ def hold_out(units: Sequence[str], split: SplitSettings) -> set[str]:
     return chosen if len(chosen) < len(names) else set(order[:-1])
 
 
-def hold_out_videos(videos: Sequence[tuple[int, str, str]], split: SplitSettings) -> set[str]:
+def hold_out_videos(videos: Sequence[tuple[int, str, str]], split: SplitSettings, prefix: str = "split") -> set[str]:
     """The videos of known people that are held out: a person's first video always trains.
 
     Videos are taken in the order in which they came to the dataset (its shards only grow), and one is held out whenever fewer
     than the share are, and at least one. So when videos are added, none ever moves from training to held-out. It looks at all
-    videos of the dataset, whatever the filters, so that a threshold moves none either.
+    videos of the chosen people (`filters.identities`), whatever the thresholds, so that a threshold moves none either.
 
     Args:
         videos: (shard, identity, video) of every clip, in any order; repeats count once.
@@ -201,7 +269,8 @@ def hold_out_videos(videos: Sequence[tuple[int, str, str]], split: SplitSettings
                 chosen.add(video)
         known.add(identity)
     if not later:
-        raise EmptySelection(f"split.by=video needs a person with two videos, not {len(order)} of {len(known)} people: set split.by=time")
+        there = f"not {len(order)} of {len(known)} people"
+        raise EmptySelection(f"{prefix}.by=video needs a person with two videos, {there}: set {prefix}.by=time")
     return chosen or {later[0]}
 
 
@@ -210,13 +279,17 @@ def _hash(split: SplitSettings, unit: str) -> float:
     return int.from_bytes(digest[:7], "big") / 2.0**56
 
 
-def _windows(kept: pa.Table, split: SplitSettings) -> dict[str, tuple[int, int]]:
-    """By clip: frames [0, cut) are for training, [cut, num_frames) held out when time splits; else (num_frames, num_frames)."""
+def _windows(kept: pa.Table, split: SplitSettings, shortest: int) -> dict[str, tuple[int, int]]:
+    """By clip: frames [0, cut) are for training, [cut, num_frames) held out when time splits, or spared; cut = num_frames where neither.
+
+    Both parts have at least `shortest` frames; a clip that is too short for two such parts is for training.
+    """
+    share = split.holdout if split.by == "time" else split.spare
     windows = {}
     for key, frames in zip(kept.column("key").to_pylist(), kept.column("num_frames").to_pylist(), strict=True):
         cut = frames
-        if split.by == "time" and frames > 1:
-            cut = frames - min(frames - 1, max(1, round(split.holdout * frames)))
+        if share and frames >= 2 * shortest:
+            cut = frames - min(frames - shortest, max(shortest, round(share * frames)))
         windows[key] = (cut, frames)
     return windows
 
@@ -229,7 +302,10 @@ def _split_clips(
     units = kept.column("key" if split.by == "time" else split.by).to_pylist()
     for unit, (key, (cut, frames)) in zip(units, windows.items(), strict=True):
         if split.by != "time":
-            (held_out if unit in held_out_units else train).append(Selected(key, 0, frames))
+            if unit in held_out_units:
+                held_out.append(Selected(key, 0, frames))
+            else:
+                train.append(Selected(key, 0, cut))
             continue
         train.append(Selected(key, 0, cut))
         if cut < frames:
@@ -251,11 +327,22 @@ def _split_pools(
             (before if frame < windows[clip][0] else after).append(position)
         sides = [(train, before), (held_out, after)]
         if split.by != "time":
-            sides = [(held_out if row[split.by] in held_out_units else train, before)]
+            sides = [(held_out, sorted(before + after)) if row[split.by] in held_out_units else (train, before)]
         for side, frames in sides:
             if len(frames) >= MIN_POOL_FRAMES:
                 side.append(Selected(row["key"], 0, len(frames), tuple(frames)))
     return train, held_out
+
+
+def _check_identities(clips: pa.Table, names: Sequence[str], setting: str = "filters.identities") -> None:
+    """Raise EmptySelection where a name is nobody's in the dataset."""
+    if not names or not clips.num_rows:
+        return
+    there = sorted(set(clips.column("identity").to_pylist()))
+    unknown = [name for name in names if name not in there]
+    if unknown:
+        shown = ", ".join(there[:SHOWN_PEOPLE]) + (f" and {len(there) - SHOWN_PEOPLE} more" if len(there) > SHOWN_PEOPLE else "")
+        raise EmptySelection(f"{setting}: the dataset has nobody named {', '.join(unknown)}; there are: {shown}")
 
 
 def _nothing_left(clips: pa.Table, filters: FilterSettings, removed: Mapping[str, int]) -> str:
@@ -265,7 +352,9 @@ def _nothing_left(clips: pa.Table, filters: FilterSettings, removed: Mapping[str
     for rule in FILTERS:
         if not removed.get(rule.setting):
             continue
-        values = clips.column(rule.column).to_numpy(zero_copy_only=False).astype(float)
-        seen = f"; {rule.column} is {np.nanmin(values):.3g} to {np.nanmax(values):.3g}" if np.isfinite(values).any() else ""
+        values = clips.column(rule.column).to_numpy(zero_copy_only=False)
+        seen = ""
+        if rule.column != "identity" and np.isfinite(values := values.astype(float)).any():
+            seen = f"; {rule.column} is {np.nanmin(values):.3g} to {np.nanmax(values):.3g}"
         parts.append(f"{rule.setting}={getattr(filters, rule.setting)} removed {removed[rule.setting]}{seen}")
     return f"no clip of {clips.num_rows} passes the filters: " + ", ".join(parts) + ". Loosen the filter (filters.NAME=VALUE)"

@@ -67,19 +67,19 @@ def draw_landmarks(image: Image, points: Points, *, dots: bool = True) -> Image:
     return drawn
 
 
-def fit(image: Image, side: int) -> Image:
-    """Scale so that the picture fits into a square of `side` and centre it there, on paper colour."""
+def fit(image: Image, width: int, height: int | None = None) -> Image:
+    """Scale so that the picture fits into `width` x `height` (a square without the latter) and centre it there, on paper colour."""
     import cv2
 
-    height, width = image.shape[:2]
-    scale = side / max(height, width)
-    if scale != 1:
-        size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    height = width if height is None else height
+    scale = min(width / image.shape[1], height / image.shape[0])
+    size = tuple(min(room, max(1, round(side * scale))) for room, side in ((width, image.shape[1]), (height, image.shape[0])))
+    if size != image.shape[1::-1]:
         image = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC), np.uint8)
-    square = np.full((side, side, 3), PAPER, np.uint8)
-    top, left = (side - image.shape[0]) // 2, (side - image.shape[1]) // 2
-    square[top : top + image.shape[0], left : left + image.shape[1]] = image
-    return square
+    paper = np.full((height, width, 3), PAPER, np.uint8)
+    top, left = (height - image.shape[0]) // 2, (width - image.shape[1]) // 2
+    paper[top : top + image.shape[0], left : left + image.shape[1]] = image
+    return paper
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,31 +2,35 @@
 
 For every clip the family states the task (`Family.evaluation_case`); the synthesizer and its baseline
 make frames; every registered metric measures both against the truth, and the truth against itself.
-A clip that fails is a counted failure with its error and the run goes on; only when every clip fails
-is there nothing to report and `EvaluationFailed` is raised.
+A family that sound drives makes the clip once more with another sound (`tasks.evaluation.other_sound`):
+a mouth that is as right as before did not listen. A clip that fails is a counted failure with its
+error and the run goes on; only when every clip fails is there nothing to report and
+`EvaluationFailed` is raised.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from models.family import EvaluationCase, Family, Synthesizer
+from models.family import Driver, EvaluationCase, Family, Synthesizer
 from models.views import SAMPLES_PER_FRAME, Clip, Image
-from tasks.data.dataset import Dataset, DatasetError
+from tasks.data.dataset import Dataset
 from tasks.data.spread import spread
+from tasks.evaluation.clip_pictures import ClipPictures, ShownClip, show_clip
 from tasks.evaluation.metrics import Metric, MetricCase, Need, NotComputed, TrackedFaces, check_finite
 from tasks.evaluation.metrics_landmarks import track_faces
 from tasks.evaluation.metrics_registry import METRICS
+from tasks.evaluation.metrics_sync import OFFSETS
+from tasks.evaluation.other_sound import CLIP_ERRORS, ClipSource, OtherSound, audible, other_sound
 from tasks.evaluation.pages import write_report
-from tasks.evaluation.report import BASELINE, MODEL, TRUTH, ClipPictures, ClipRow, EvaluationReport, Header, summarise
+from tasks.evaluation.report import BASELINE, MODEL, SHUFFLED, TRUTH, ClipRow, EvaluationReport, Header, row_names, summarise
 from tasks.generation.provenance import ModelIdentity
-from tasks.rejects import VideoRejected
 from tasks.settings import EvaluateSettings
 
 if TYPE_CHECKING:
@@ -36,20 +40,9 @@ if TYPE_CHECKING:
 Progress = Callable[[int, int], None]
 """Called with clips done and clips in all."""
 
-CLIP_ERRORS = (ValueError, RuntimeError, OSError, ArithmeticError, LookupError, VideoRejected, DatasetError)
-"""What reading or synthesizing one clip may raise and the evaluation outlives: bad data, a full device, a broken file."""
-
 
 class EvaluationFailed(RuntimeError):
     """Not one clip could be evaluated; the message carries the first error."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClipSource:
-    """A clip that can be read when its turn comes."""
-
-    key: str
-    load: Callable[[], Clip]
 
 
 def evaluate(
@@ -94,7 +87,7 @@ def evaluate(
 
         landmarker = make_landmarker(settings.landmarks)
 
-    features = sorted({name for stage in family.stages for name in stage.features})
+    features = sorted({name for stage in family.stages for name in family.features(config, stage.name)})
 
     def source(selected: Selected) -> ClipSource:
         return ClipSource(
@@ -144,25 +137,28 @@ def evaluate_clips(
     settings = settings or EvaluateSettings()
     if not sources:
         raise EvaluationFailed("there is no held-out clip to evaluate")
+    names = row_names(family)
     rows: list[ClipRow] = []
-    pictures: list[ClipPictures] = []
-    for done, source in enumerate(sources, start=1):
+    shown: list[ShownClip] = []
+    for index, source in enumerate(sources):
         try:
             case = family.evaluation_case(config, source.load())
             _check_case(case)
         except CLIP_ERRORS as error:
-            rows += [ClipRow.failed(source.key, row, error) for row in (TRUTH, BASELINE, MODEL)]
+            rows += [ClipRow.failed(source.key, row, error) for row in names]
         else:
-            made = _measure(case, synthesizer, landmarker, settings, metrics, rows)
-            if len(pictures) < settings.grid_clips and MODEL in made:
-                pictures.append(ClipPictures.of(case, made, settings.grid_frames))
+            other = other_sound(case.driver, sources, index) if SHUFFLED in names else None
+            made, faces = _measure(case, other, synthesizer, landmarker, settings, metrics, rows)
+            if len(shown) < settings.grid_clips and MODEL in made:
+                picture = ClipPictures.of(case, made, settings.grid_frames, rows=names, faces=faces)
+                shown.append(show_clip(picture, header.model, Path(out)))
         if progress is not None:
-            progress(done, len(sources))
+            progress(index + 1, len(sources))
     models = [row for row in rows if row.row == MODEL]
     if all(row.error is not None for row in models):
         raise EvaluationFailed(f"all {len(models)} clips failed; the first, {models[0].key}: {models[0].error}")
-    report = summarise(rows, metrics=metrics, header=header, folder=Path(out))
-    write_report(report, pictures)
+    report = summarise(rows, family=family, metrics=metrics, header=header, folder=Path(out))
+    write_report(report, shown)
     return report
 
 
@@ -190,20 +186,28 @@ def crop_rule(info: Mapping[str, Any]) -> str:
 
 def _measure(
     case: EvaluationCase,
+    other: OtherSound | NotComputed | None,
     synthesizer: Synthesizer,
     landmarker: Landmarker,
     settings: EvaluateSettings,
     metrics: Sequence[Metric],
     rows: list[ClipRow],
-) -> dict[str, Image]:
-    """Append the clip's three rows; return the frames of those that were made."""
+) -> tuple[dict[str, Image], dict[str, TrackedFaces]]:
+    """Append the clip's rows; return the frames of those that were made, and the faces seen in them."""
     look = any(Need.LANDMARKER in metric.needs for metric in metrics)
+    judge = any(Need.JUDGE in metric.needs for metric in metrics)
+
+    def synthesize(driver: Driver) -> Iterator[Image]:
+        return synthesizer.synthesize(case.face, driver, seed=settings.seed)
+
     makers: dict[str, Callable[[], Iterator[Image]]] = {
         TRUTH: lambda: iter(case.targets),
         BASELINE: lambda: synthesizer.baseline(case.face, case.driver),
-        MODEL: lambda: synthesizer.synthesize(case.face, case.driver, seed=settings.seed),
+        MODEL: lambda: synthesize(case.driver),
     }
-    truth_faces: TrackedFaces | None = None
+    if isinstance(other, OtherSound):
+        makers[SHUFFLED] = lambda: synthesize(other.driver)
+    seen: dict[str, TrackedFaces] = {}
     made: dict[str, Image] = {}
     for row, make in makers.items():
         started = time.perf_counter()
@@ -211,33 +215,57 @@ def _measure(
             frames = _collect(make(), case, row)
             seconds = time.perf_counter() - started
             faces = track_faces(frames, landmarker, side=settings.landmark_side) if look else None
-            truth_faces = faces if row == TRUTH else truth_faces
+            if faces is not None:
+                seen[row] = faces
             measured = MetricCase(
                 key=case.key,
                 generated=frames,
                 truth=case.targets,
                 generated_faces=faces,
-                truth_faces=truth_faces,
+                truth_faces=seen.get(TRUTH),
                 audio=case.driver.audio,
+                painted=case.painted,
+                lip_sync=_judge(synthesizer, frames, case) if judge else NotComputed(reason="no metric asks"),
             )
             values: dict[str, float | NotComputed] = {m.name: check_finite(m, case.key, m.compute(measured)) for m in metrics}
         except CLIP_ERRORS as error:
             rows.append(ClipRow.failed(case.key, row, error))
             continue
         made[row] = frames
-        without_face = None if truth_faces is None else int((~truth_faces.found).sum())
         rows.append(
             ClipRow(
                 key=case.key,
                 row=row,
                 frames=len(frames),
                 seconds=seconds,
-                size=frames.shape[2],
+                width=frames.shape[2],
+                height=frames.shape[1],
+                painted=None if case.painted is None else case.painted.size,
+                sound=other.origin if row == SHUFFLED and isinstance(other, OtherSound) else "",
                 values=values,
-                truth_without_face=without_face,
+                truth_without_face=int((~seen[TRUTH].found).sum()) if TRUTH in seen else None,
             )
         )
-    return made
+    if isinstance(other, NotComputed):
+        rows.append(ClipRow.not_made(case.key, SHUFFLED, metrics, other))
+    return made, seen
+
+
+def _judge(synthesizer: Synthesizer, frames: Image, case: EvaluationCase) -> np.ndarray | NotComputed:
+    """The model's own judge on one row's frames, with the true sound and the true face's place for every row alike."""
+    if case.driver.audio is None:
+        return NotComputed(reason="the clip has no sound")
+    if not audible(case.driver.audio):
+        return NotComputed(reason="the clip's sound is silence")
+    audio = np.zeros(len(frames) * SAMPLES_PER_FRAME, np.float32)
+    heard = case.driver.audio[: len(audio)]
+    audio[: len(heard)] = heard
+    scores = synthesizer.lip_sync(frames, case.target_landmarks, audio)
+    if scores is None:
+        return NotComputed(reason="this model has no lip-sync judge")
+    if scores.ndim != 2 or scores.shape[1] != OFFSETS:
+        raise ValueError(f"the lip-sync judge answered with shape {scores.shape}, not [windows, {OFFSETS}]")
+    return scores
 
 
 def _collect(frames: Iterator[Image], case: EvaluationCase, row: str) -> Image:
@@ -258,5 +286,11 @@ def _collect(frames: Iterator[Image], case: EvaluationCase, row: str) -> Image:
 
 
 def _check_case(case: EvaluationCase) -> None:
-    if case.targets.dtype != np.uint8 or case.targets.ndim != 4 or not len(case.targets):
-        raise ValueError(f"{case.key}: targets must be uint8 [F, H, W, 3] with F > 0, got {case.targets.dtype} {case.targets.shape}")
+    targets, painted = case.targets, case.painted
+    if targets.dtype != np.uint8 or targets.ndim != 4 or targets.shape[3] != 3 or not targets.size:
+        raise ValueError(f"{case.key}: targets must be uint8 [F, H, W, 3] with F > 0, got {targets.dtype} {targets.shape}")
+    if painted is not None and (painted.boxes.shape != (len(targets), 3) or painted.size < 1 or (painted.boxes[:, 2] < 1).any()):
+        raise ValueError(
+            f"{case.key}: painted must be a square of at least 1 px for each of the {len(targets)} frames,"
+            f" got boxes {painted.boxes.shape} cut to {painted.size} px"
+        )

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from models.views import NUM_LANDMARKS, Image, Points
-from tasks.evaluation.metrics import Metric, MetricCase, Need, NotComputed, TrackedFaces
+from tasks.evaluation.metrics import Better, Metric, MetricCase, Need, NotComputed, TrackedFaces
 
 if TYPE_CHECKING:
     from tasks.video.landmarks import Landmarker
@@ -30,6 +30,8 @@ MISSING_FACE_DISTANCE = 1.0
 
 OUTER_EYE_CORNERS = (36, 45)
 MOUTH = slice(48, 68)
+INNER_LIP_PAIRS = ((61, 67), (62, 66), (63, 65))
+"""Points of the upper and the lower inner lip that lie over each other."""
 
 
 class LandmarkDistance(Metric):
@@ -41,7 +43,7 @@ class LandmarkDistance(Metric):
         "Mean distance of all 68 landmarks in inter-ocular distances of the truth, mean over frames;"
         f" a frame without a face costs as much as the clip's worst frame and at least {MISSING_FACE_DISTANCE:g}."
     )
-    higher_is_better = False
+    better = Better.LOWER
     needs = frozenset({Need.LANDMARKER})
     points: ClassVar[slice] = slice(0, NUM_LANDMARKS)
 
@@ -68,7 +70,7 @@ class FaceFound(Metric):
     name = "face_found"
     title = "Face found"
     description = "Share of the frames with a face in the truth in which the landmarker finds a face in the generated video too."
-    higher_is_better = True
+    better = Better.HIGHER
     needs = frozenset({Need.LANDMARKER})
 
     def compute(self, case: MetricCase) -> float | NotComputed:
@@ -91,15 +93,34 @@ def frame_distances(case: MetricCase, points: slice = slice(0, NUM_LANDMARKS)) -
     generated, truth = both
     usable = truth.found
     true_points = truth.points[usable].astype(np.float64)
-    left, right = OUTER_EYE_CORNERS
-    inter_ocular = float(np.linalg.norm(true_points[:, left] - true_points[:, right], axis=1).mean())
-    if inter_ocular <= 0:
+    eyes = inter_ocular(truth)
+    if eyes <= 0:
         return NotComputed(reason="the eyes of the true face fall on one point")
     offsets = generated.points[usable, points].astype(np.float64) - true_points[:, points]
-    distances = np.linalg.norm(offsets, axis=2).mean(axis=1) / inter_ocular
+    distances = np.linalg.norm(offsets, axis=2).mean(axis=1) / eyes
     missing = ~generated.found[usable]
     distances[missing] = max(MISSING_FACE_DISTANCE, float(distances[~missing].max(initial=0.0)))
     return distances
+
+
+def inter_ocular(faces: TrackedFaces) -> float:
+    """Distance of the outer eye corners in pixels, mean over the frames with a face; 0 where there is none."""
+    left, right = OUTER_EYE_CORNERS
+    points = faces.points[faces.found].astype(np.float64)
+    return float(np.linalg.norm(points[:, left] - points[:, right], axis=1).mean()) if len(points) else 0.0
+
+
+def mouth_opening(faces: TrackedFaces, truth: TrackedFaces) -> npt.NDArray[np.float64]:
+    """How far the inner lips are apart, in inter-ocular distances of the true face.
+
+    Returns:
+        float64 [F], the mean of the inner lip's three upright pairs; NaN in frames without a face, everywhere where the truth has none.
+    """
+    upper, lower = (list(points) for points in zip(*INNER_LIP_PAIRS, strict=True))
+    eyes = inter_ocular(truth)
+    points = faces.points.astype(np.float64)
+    apart = np.linalg.norm(points[:, upper] - points[:, lower], axis=2).mean(axis=1)
+    return np.where(faces.found, apart, np.nan) / (eyes if eyes > 0 else np.nan)
 
 
 def track_faces(frames: Iterable[Image], landmarker: Landmarker, *, side: int) -> TrackedFaces:

@@ -4,8 +4,19 @@ from __future__ import annotations
 
 from tasks.evaluation.metrics import Metric, Psnr, Smoothness, Ssim
 from tasks.evaluation.metrics_landmarks import FaceFound, LandmarkDistance, MouthLandmarkDistance
+from tasks.evaluation.metrics_sync import SyncAccuracy, SyncConfidence, SyncOffset
 
-METRICS: tuple[Metric, ...] = (Psnr(), Ssim(), LandmarkDistance(), MouthLandmarkDistance(), FaceFound(), Smoothness())
+METRICS: tuple[Metric, ...] = (
+    Psnr(),
+    Ssim(),
+    LandmarkDistance(),
+    MouthLandmarkDistance(),
+    SyncAccuracy(),
+    SyncConfidence(),
+    SyncOffset(),
+    FaceFound(),
+    Smoothness(),
+)
 
 
 def metric_named(name: str) -> Metric:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from models.views import Image
-from tasks.evaluation.drawing import encode_jpeg
+from tasks.evaluation.drawing import encode_jpeg, encode_png
 
 _STYLE = Path(__file__).with_suffix(".css")
 
@@ -80,11 +80,20 @@ class Page:
             f'<img alt={alt} src="data:image/jpeg;base64,{data}"></figure>'
         )
 
+    def plot(self, image: Image, caption: str) -> None:
+        """Add a picture of lines and letters, stored in the page as PNG and never wider than the reader's window."""
+        data = base64.b64encode(encode_png(image)).decode()
+        size = f'width="{image.shape[1]}" height="{image.shape[0]}"'
+        self._parts.append(
+            f"<figure><figcaption>{html.escape(caption)}</figcaption>"
+            f'<img alt={_attribute(caption)} {size} src="data:image/png;base64,{data}"></figure>'
+        )
+
     def video(self, mp4: bytes, caption: str) -> None:
         """Add a video, stored in the page."""
         data = base64.b64encode(mp4).decode()
         self._parts.append(
-            f"<figure><figcaption>{html.escape(caption)}</figcaption>"
+            f'<figure class="wide"><figcaption>{html.escape(caption)}</figcaption>'
             f'<video controls loop muted playsinline src="data:video/mp4;base64,{data}"></video></figure>'
         )
 

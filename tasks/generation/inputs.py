@@ -1,12 +1,12 @@
-"""What a person hands to `flows generate`, made ready for a synthesizer: a face, and what drives it.
+"""What drives the face in `flows generate`, made ready for a synthesizer: a video's landmarks, or sound.
 
 Crops follow preprocessing: the union of the head boxes plus the margin, one static square per video.
-Only landmarks are kept of a driving video, never its pixels, so memory doesn't grow with them.
+Only landmarks are kept of a video, never its pixels, so memory doesn't grow with them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,18 +15,20 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from models.family import Driver, Face
+from models.family import Driver
 from models.views import FPS, NUM_LANDMARKS, SAMPLES_PER_FRAME, Image, Points
 from tasks.rejects import VideoRejected
-from tasks.video.crop import CropBox, crop_image, crop_points, face_boxes, union_box
+from tasks.video.crop import CropBox, crop_points, face_boxes, union_box
 
 if TYPE_CHECKING:
+    from tasks.video.decode import FrameReader
     from tasks.video.landmarks import Landmarker
 
 SMALL_FACE = 0.2
 """A face of less than this share of the crop's side is worth a note: the head wanders, or the video has cuts."""
 
-PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
+SILENCE = 1e-3
+"""Sound that never reaches this amplitude (-60 dB) is called silent."""
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, frames done and frames in all."""
@@ -34,15 +36,6 @@ Progress = Callable[[str, int, int], None]
 
 class GenerationError(ValueError):
     """The inputs can't become a video; the message says which and what to do."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PreparedFace:
-    """The person to show."""
-
-    face: Face
-    notes: tuple[str, ...] = ()
-    """What the user should know, e.g. photos that were left out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +67,8 @@ class TrackedVideo:
     """Frames with more than one face."""
     broken: str | None
     """Why the video ended early, where it did."""
+    reader: FrameReader
+    """Gives the frames again, also out of order."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,43 +80,7 @@ class OpenFrames:
     """Frames that the container promises."""
     size: tuple[int, int]
     """Height and width."""
-
-
-def prepare_face(sources: Sequence[Path], landmarker: Landmarker, *, references: int, size: int, margin: float) -> PreparedFace:
-    """Square face crops with landmarks out of photos, folders of photos and videos.
-
-    Args:
-        sources: Files and folders; of a folder every photo in it, by name.
-        references: Most pictures to use; of a video, frames spread over it.
-        size: Side of the crops in pixels.
-        margin: As in preprocessing (`ClipSettings.margin`).
-
-    Raises:
-        GenerationError: nothing there, nothing readable, or no face in any of it.
-    """
-    images: list[Image] = []
-    landmarks: list[Points] = []
-    left_out: list[str] = []
-    files = [file for source in sources for file in _face_files(Path(source))]
-    if not files:
-        raise GenerationError("--face: give at least one photo, folder of photos or video")
-    for file in files:
-        if len(images) >= references:
-            left_out.append(f"{file.name} (there are {references} references already)")
-            continue
-        if not _is_picture(file):
-            found = _faces_of_video(file, landmarker, count=references - len(images), size=size, margin=margin)
-        else:
-            found = _face_of_photo(file, landmarker, size=size, margin=margin)
-        if not found:
-            left_out.append(f"{file.name} (no face found)")
-        images += [image for image, _ in found]
-        landmarks += [points for _, points in found]
-    if not images:
-        names = ", ".join(file.name for file in files[:5]) + (" …" if len(files) > 5 else "")
-        raise GenerationError(f"--face: no face found in {names}; use a photo that shows the face from the front, large and sharp")
-    notes = (f"left out of the face: {', '.join(left_out)}",) if left_out else ()
-    return PreparedFace(face=Face(images=np.stack(images), landmarks=np.stack(landmarks)), notes=notes)
+    reader: FrameReader
 
 
 def prepare_landmark_driver(
@@ -184,9 +143,14 @@ def prepare_audio_driver(path: Path) -> PreparedDriver:
         raise GenerationError(f"--audio: {path.name} can't be read as sound: {error}") from error
     if sound is None or not len(sound):
         raise GenerationError(f"--audio: {path.name} holds no sound")
+    low, high = float(sound.min()), float(sound.max())
+    if not np.isfinite([low, high]).all():
+        raise GenerationError(f"--audio: {path.name} holds samples that are no numbers; write it again, as 16-bit sound")
     frames = -(-len(sound) // SAMPLES_PER_FRAME)
     sound = fit_length(sound, frames * SAMPLES_PER_FRAME)
-    return PreparedDriver(driver=Driver(audio=sound), frames=frames, sound=sound)
+    silent = max(-low, high) < SILENCE
+    notes = (f"the sound of {path.name} is silent: the mouth has nothing to follow",) if silent else ()
+    return PreparedDriver(driver=Driver(audio=sound), frames=frames, sound=sound, notes=notes)
 
 
 def fill_gaps(points: Points) -> Points:
@@ -222,7 +186,9 @@ def track_video(path: Path, landmarker: Landmarker, *, what: str, progress: Prog
                 progress("tracking the driver" if what == "--driver" else "tracking the face", len(rows), max(frames.promised, len(rows)))
     if not rows:
         raise GenerationError(f"{what}: {path.name} has no readable frame{f' ({broken[0]})' if broken else ''}")
-    return TrackedVideo(points=np.stack(rows), size=frames.size, several=several, broken=broken[0] if broken else None)
+    return TrackedVideo(
+        points=np.stack(rows), size=frames.size, several=several, broken=broken[0] if broken else None, reader=frames.reader
+    )
 
 
 def open_frames(path: Path, broken: list[str]) -> OpenFrames:
@@ -243,72 +209,7 @@ def open_frames(path: Path, broken: list[str]) -> OpenFrames:
         except BrokenOff as error:
             broken.append(error.message)
 
-    return OpenFrames(images=images(), promised=reader.num_frames, size=reader.size)
-
-
-def _faces_of_video(path: Path, landmarker: Landmarker, *, count: int, size: int, margin: float) -> list[tuple[Image, Points]]:
-    """Frames spread evenly over those with a face, in the one static crop of the video."""
-    tracked = track_video(path, landmarker, what="--face")
-    known = np.flatnonzero(~np.isnan(tracked.points).any(axis=(1, 2)))
-    if not len(known):
-        return []
-    box = union_box(tracked.points[known], margin, frame=tracked.size)
-    chosen = known[np.unique(np.linspace(0, len(known) - 1, min(count, len(known))).round().astype(int))]
-    wanted = {int(index) for index in chosen}
-    found = []
-    for index, image in enumerate(_up_to(open_frames(path, []).images, int(chosen[-1]))):
-        if index in wanted:
-            found.append((crop_image(image, box, size), crop_points(tracked.points[index], box, size)))
-    return found
-
-
-def _face_of_photo(path: Path, landmarker: Landmarker, *, size: int, margin: float) -> list[tuple[Image, Points]]:
-    image = _read_photo(path)
-    points = landmarker.detect(image).points
-    if points is None:
-        return []
-    height, width = image.shape[:2]
-    box = union_box(points[None], margin, frame=(height, width))
-    return [(crop_image(image, box, size), crop_points(points, box, size))]
-
-
-def _face_files(source: Path) -> list[Path]:
-    if source.is_dir():
-        files = sorted(file for file in source.iterdir() if file.suffix.lower() in PICTURE_SUFFIXES and file.is_file())
-        if not files:
-            raise GenerationError(f"--face: the folder {source} holds no photo ({', '.join(sorted(PICTURE_SUFFIXES))})")
-        return files
-    if not source.is_file():
-        raise GenerationError(f"--face: {source} does not exist")
-    return [source]
-
-
-def _is_picture(path: Path) -> bool:
-    from PIL import Image as PilImage
-
-    if path.suffix.lower() in PICTURE_SUFFIXES:
-        return True
-    try:
-        with PilImage.open(path):
-            return True
-    except OSError:
-        return False
-
-
-def _read_photo(path: Path) -> Image:
-    """Upright RGB pixels; what is transparent becomes white."""
-    from PIL import Image as PilImage
-    from PIL import ImageOps
-
-    try:
-        with PilImage.open(path) as picture:
-            upright = ImageOps.exif_transpose(picture)
-            if upright.mode in ("RGBA", "LA", "PA") or "transparency" in upright.info:
-                layer = upright.convert("RGBA")
-                upright = PilImage.alpha_composite(PilImage.new("RGBA", layer.size, "white"), layer)
-            return np.asarray(upright.convert("RGB")).copy()
-    except (OSError, SyntaxError, ValueError, PilImage.DecompressionBombError) as error:
-        raise GenerationError(f"--face: {path.name} can't be read as a photo: {error}") from error
+    return OpenFrames(images=images(), promised=reader.num_frames, size=reader.size, reader=reader)
 
 
 @contextmanager
@@ -318,10 +219,3 @@ def _readable(what: str, path: Path) -> Iterator[None]:
         yield
     except VideoRejected as error:
         raise GenerationError(f"{what}: {path.name}: {error.message}") from error
-
-
-def _up_to(frames: Iterable[Image], last: int) -> Iterator[Image]:
-    for index, frame in enumerate(frames):
-        yield frame
-        if index == last:
-            return

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+PLUMBING = "the model is plumbing-sized (profile demo): it shows that every part works, not what the method can do"
+"""What is said of everything that such a model makes."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelIdentity:

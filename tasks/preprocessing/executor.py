@@ -16,7 +16,7 @@ import traceback
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -307,9 +307,8 @@ def start_ray(workers: int) -> None:
         local: dict[str, Any] = {"address": "local", "num_cpus": workers, "include_dashboard": False}
         if os.environ.get("RAY_ADDRESS"):
             local = {}
-        # In a thread, which no signal interrupts: half-started, Ray would end the process with an abort or a segmentation fault.
-        with _own_signals(), ThreadPoolExecutor(1, thread_name_prefix="start-ray") as thread:
-            thread.submit(ray.init, log_to_driver=False, logging_level=logging.ERROR, **local).result()
+        with _own_signals():
+            _in_a_lasting_thread(lambda: ray.init(log_to_driver=False, logging_level=logging.ERROR, **local))
 
 
 def stop_ray() -> None:
@@ -318,6 +317,26 @@ def stop_ray() -> None:
 
     with _own_signals():
         ray.shutdown()
+
+
+def _in_a_lasting_thread(start: Callable[[], object]) -> None:
+    """Call `start` where no signal interrupts it: half-started, Ray would end the process with an abort or a segmentation fault.
+
+    The thread lasts as long as the process, because Ray's processes are killed when the thread that started them ends.
+    """
+    started: Future[None] = Future()
+
+    def run() -> None:
+        try:
+            start()
+        except BaseException as error:  # noqa: BLE001 (it is raised where it is waited for)
+            started.set_exception(error)
+        else:
+            started.set_result(None)
+            threading.Event().wait()
+
+    threading.Thread(target=run, name="ray", daemon=True).start()
+    started.result()
 
 
 @contextlib.contextmanager
@@ -342,8 +361,8 @@ def _own_signals() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
-        for number in waiting[:1]:
-            signal.raise_signal(number)
+        for came in waiting[:1]:
+            signal.raise_signal(came)
 
 
 @contextlib.contextmanager

@@ -37,14 +37,13 @@ from tasks.data.shards import TarShard, index_name, npy_bytes, parquet_bytes, re
 from tasks.data.storage import Storage, is_disk_full, publish_together
 from tasks.preprocessing.executor import Died, Executor, Raised
 from tasks.preprocessing.model_workers import make_model_executor, uses_gpu
-from tasks.preprocessing.wav2vec import FEATURE, default_store, find_wav2vec, hidden_states, load_wav2vec, wav2vec_version
+from tasks.preprocessing.speech_networks import default_store, find_network, load_network, network_version, speech_rows
 from tasks.rejects import Reject, RejectCode, RejectScope
-from tasks.settings import RunSettings, Wav2VecSettings, fingerprint_of
+from tasks.settings import RunSettings, SpeechSettings, fingerprint_of
 
 if TYPE_CHECKING:
-    from transformers import Wav2Vec2Model
+    from transformers import PreTrainedModel
 
-MEMBER = f"{FEATURE}.npy"
 READ_CLIPS = 32
 """Clips whose sound is read in one request: ~10 MB."""
 
@@ -77,7 +76,7 @@ class FeatureJob:
 
     dataset: str
     shard: int
-    settings: Wav2VecSettings
+    settings: SpeechSettings
     inputs: Mapping[str, str]
     weights: WeightsStore
     """Where each worker looks for the network's files."""
@@ -88,9 +87,9 @@ class FeatureJob:
 
 
 def extract_features(
-    dataset_url: str, settings: Wav2VecSettings, run: RunSettings, progress: Progress | None = None, *, weights: WeightsStore | None = None
+    dataset_url: str, settings: SpeechSettings, run: RunSettings, progress: Progress | None = None, *, weights: WeightsStore | None = None
 ) -> FeatureResult:
-    """Give every clip with sound its wav2vec rows, in shards beside the clips'; safe to stop and run again.
+    """Give every clip with sound its rows of a speech network, in shards beside the clips'; safe to stop and run again.
 
     Args:
         dataset_url: a dataset whose finished clip shards are read; it is locked meanwhile.
@@ -98,7 +97,7 @@ def extract_features(
         run: executor, number of workers (0: one per GPU, else per core), and how often a shard may kill its worker before
             the clip at fault is looked for and left out.
         progress: told after every shard.
-        weights: where pretrained files are looked for (`tasks.preprocessing.wav2vec.default_store` by default).
+        weights: where pretrained files are looked for (`tasks.preprocessing.speech_networks.default_store` by default).
 
     Raises:
         DatasetError: no dataset, another run is writing it, or a worker cannot do its work; one readable line.
@@ -108,17 +107,17 @@ def extract_features(
     started = time.perf_counter()
     dataset = Dataset.open(dataset_url)
     store = default_store() if weights is None else weights
-    version = wav2vec_version(settings)
+    name, version = settings.feature, network_version(settings)
     with dataset_lock(dataset.storage):
         dataset = Dataset.open(dataset_url)
-        dataset.storage.remove_temporaries([feature_folder(FEATURE)])
+        dataset.storage.remove_temporaries([feature_folder(name)])
         plan = {record.shard: _inputs(record, version) for record in dataset.records()}
-        done = feature_records(dataset.storage, FEATURE)
+        done = feature_records(dataset.storage, name)
         todo = [shard for shard, inputs in plan.items() if shard not in done or done[shard].fingerprint != fingerprint_of(inputs)]
         audio_seconds = 0.0
         if todo:
             if settings.init == "pretrained":  # one clear error before work, instead of one per worker
-                find_wav2vec(settings, store)
+                find_network(settings, store)
             jobs = [FeatureJob(dataset=dataset.url, shard=shard, settings=settings, inputs=plan[shard], weights=store) for shard in todo]
             clips = {record.shard: record.counts["clips"] for record in dataset.records()}
             workers = min(run.workers, len(jobs)) if run.workers else 0
@@ -144,9 +143,10 @@ def run_feature_job(job: FeatureJob) -> ShardRecord | None:
     if job.only is not None:
         for _, waveform in _sounds(storage, job.shard, [row for row in rows if row["key"] == job.only]):
             if waveform is not None:
-                hidden_states(waveform, _network_of(job))
+                speech_rows(waveform, _network_of(job))
         return None
-    tar_file = storage.begin(tar_name(feature_folder(FEATURE), job.shard))
+    name = job.settings.feature
+    tar_file = storage.begin(tar_name(feature_folder(name), job.shard))
     files = [tar_file]
     work = _Work(job)
     try:
@@ -158,13 +158,13 @@ def run_feature_job(job: FeatureJob) -> ShardRecord | None:
             for row, waveform in _sounds(storage, job.shard, touched):
                 work.add(row, waveform, tar)
         tables = {
-            feature_index_name(FEATURE, job.shard): parquet_bytes(work.index, feature_schema()),
-            feature_rejects_name(FEATURE, job.shard): parquet_bytes(work.rejects, rejects_schema()),
+            feature_index_name(name, job.shard): parquet_bytes(work.index, feature_schema()),
+            feature_rejects_name(name, job.shard): parquet_bytes(work.rejects, rejects_schema()),
         }
-        for name, content in tables.items():
-            files.append(storage.begin(name))
+        for table, content in tables.items():
+            files.append(storage.begin(table))
             files[-1].write(content)
-        publish_together(files, before=lambda: storage.remove(record_name(job.shard, feature_folder(FEATURE))))
+        publish_together(files, before=lambda: storage.remove(record_name(job.shard, feature_folder(name))))
         record = ShardRecord(
             shard=job.shard,
             fingerprint=fingerprint_of(job.inputs),
@@ -172,9 +172,9 @@ def run_feature_job(job: FeatureJob) -> ShardRecord | None:
             files={file.name: FileRecord(bytes=file.bytes, sha256=file.sha256) for file in files},
             counts={"clips": len(work.index), "missing": len(work.rejects), "frames": work.frames},
             rejects=dict(work.codes),
-            seconds={"wav2vec": round(work.seconds, 6), "total": round(time.perf_counter() - started, 6)},
+            seconds={name: round(work.seconds, 6), "total": round(time.perf_counter() - started, 6)},
         )
-        write_record(storage, record, feature_folder(FEATURE))
+        write_record(storage, record, feature_folder(name))
     finally:
         for file in files:
             file.discard()
@@ -201,13 +201,13 @@ class _Work:
         try:
             if waveform.size != row["num_frames"] * SAMPLES_PER_FRAME:
                 raise ValueError(f"{waveform.size} samples of sound for {row['num_frames']} frames")
-            states = hidden_states(waveform, _network_of(self.job))
+            states = speech_rows(waveform, _network_of(self.job))
         except ValueError as error:
             self.reject(row, RejectCode.FAILED, str(error))
             return
         self.seconds += time.perf_counter() - started
         content = npy_bytes(states)
-        placed = tar.add(row["key"], {MEMBER: content})[0]
+        placed = tar.add(row["key"], {f"{self.job.settings.feature}.npy": content})[0]
         frames, layers, width = states.shape
         self.index.append(
             {
@@ -224,7 +224,13 @@ class _Work:
     def reject(self, row: Mapping[str, Any], code: RejectCode, message: str) -> None:
         """Note a clip that goes without."""
         reject = Reject(
-            key=row["key"], uri=row["uri"], scope=RejectScope.FEATURE, step=FEATURE, code=code, message=message, start=row["start"]
+            key=row["key"],
+            uri=row["uri"],
+            scope=RejectScope.FEATURE,
+            step=self.job.settings.feature,
+            code=code,
+            message=message,
+            start=row["start"],
         )
         self.rejects.append(reject_row(reject, shard=self.job.shard))
         self.codes[str(code)] += 1
@@ -242,19 +248,19 @@ def _sounds(
             yield row, None if place is None else read_wav(next(contents))
 
 
-def _network_of(job: FeatureJob) -> Wav2Vec2Model:
+def _network_of(job: FeatureJob) -> PreTrainedModel:
     store = job.weights
     return _network(job.settings, store.root, tuple(sorted(store.overrides.items())), store.offline)
 
 
 @functools.lru_cache(maxsize=1)
-def _network(settings: Wav2VecSettings, root: Path, overrides: tuple[tuple[str, Path], ...], offline: bool) -> Wav2Vec2Model:
+def _network(settings: SpeechSettings, root: Path, overrides: tuple[tuple[str, Path], ...], offline: bool) -> PreTrainedModel:
     """The network of this process, loaded once. One thread each: as many workers as cores share the machine."""
     import torch
 
     if not uses_gpu(settings.device):
         torch.set_num_threads(1)
-    return load_wav2vec(settings, WeightsStore(root=root, overrides=dict(overrides), offline=offline))
+    return load_network(settings, WeightsStore(root=root, overrides=dict(overrides), offline=offline))
 
 
 def _supervise(
@@ -277,7 +283,9 @@ def _supervise(
             if isinstance(outcome, Raised):
                 if is_disk_full(OSError(outcome.errno, outcome.message)):
                     raise OSError(outcome.errno, outcome.message)
-                raise DatasetError(f"speech features of shard {outcome.job.shard} failed: {outcome.type}: {outcome.message}")
+                raise DatasetError(
+                    f"{outcome.job.settings.feature} features of shard {outcome.job.shard} failed: {outcome.type}: {outcome.message}"
+                )
             shard = outcome.job.shard
             try:
                 executor.submit(lives[shard].send(outcome))
@@ -309,7 +317,7 @@ def _shard_life(job: FeatureJob, max_crashes: int) -> Any:
     outcome = yield FeatureJob(**{**vars(job), "quarantined": tuple(bad)})
     if isinstance(outcome, Died):
         raise DatasetError(
-            f"speech features: shard {job.shard} kills its worker process, but none of its clips does alone. "
+            f"{job.settings.feature} features: shard {job.shard} kills its worker process, but none of its clips does alone. "
             f"Is there enough memory? Use fewer workers (run.workers)"
         )
     return outcome.result
@@ -334,13 +342,13 @@ def _result(records: Mapping[int, ShardRecord], *, made: int, seconds: float, au
     )
 
 
-def _write_info(storage: Storage, settings: Wav2VecSettings, version: str, result: FeatureResult) -> None:
+def _write_info(storage: Storage, settings: SpeechSettings, version: str, result: FeatureResult) -> None:
     """Say beside the shards what they hold; nothing is written when it is said already.
 
     dataset.json is not touched: it belongs to pass 1, which would otherwise have to know every feature to keep it.
     """
     info = {
-        "name": FEATURE,
+        "name": settings.feature,
         "version": version,
         "settings": settings.model_dump(mode="json", exclude={"device", "path"}),
         "pretrained": settings.init == "pretrained",
@@ -349,5 +357,5 @@ def _write_info(storage: Storage, settings: Wav2VecSettings, version: str, resul
         "clips": result.clips,
         "rejects": dict(sorted(result.rejects.items())),
     }
-    if read_feature_info(storage, FEATURE) != info:
-        storage.write(feature_info_name(FEATURE), (json.dumps(info, indent=1, sort_keys=True) + "\n").encode())
+    if read_feature_info(storage, settings.feature) != info:
+        storage.write(feature_info_name(settings.feature), (json.dumps(info, indent=1, sort_keys=True) + "\n").encode())

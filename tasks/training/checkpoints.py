@@ -37,7 +37,7 @@ class Checkpoint:
     step: int
     """Steps that are done; the resumed run begins with step `step`."""
     loss: float | None
-    """Latest validation loss when it was written; None before the first validation."""
+    """Validation loss of these very networks; None where they were not validated, as when a run is interrupted."""
     identity: Mapping[str, Any]
     """The configuration that it belongs to, flat: dotted name -> value."""
     code: str
@@ -96,6 +96,12 @@ def latest(run: Path, identity: Mapping[str, Any]) -> Checkpoint | None:
             f"{run} holds a checkpoint of another configuration (step {newest.step}): {listed}. Use these settings, or another run folder"
         )
     return newest
+
+
+def best(run: Path) -> Checkpoint | None:
+    """The kept checkpoint with the lowest validation loss, the later one of equals; None where none was validated."""
+    scored = [(checkpoint.loss, -checkpoint.step, checkpoint) for checkpoint in checkpoints(run) if checkpoint.loss is not None]
+    return min(scored, key=lambda entry: entry[:2])[2] if scored else None
 
 
 def save(
@@ -162,11 +168,9 @@ def _write(folder: Path, *, step: int, state: Mapping[str, Any], identity: Mappi
 
 
 def _drop_old(run: Path, keep: int) -> None:
-    found = checkpoints(run)
-    scored = [checkpoint for checkpoint in found if checkpoint.loss is not None]
-    best = min(scored, key=lambda checkpoint: checkpoint.loss or 0.0, default=None)
-    for checkpoint in found[:-keep]:
-        if best is None or checkpoint.step != best.step:
+    kept = best(run)
+    for checkpoint in checkpoints(run)[:-keep]:
+        if kept is None or checkpoint.step != kept.step:
             _remove(checkpoint.folder)
 
 

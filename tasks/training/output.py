@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from models.family import TrainingModule
 from models.views import Image
@@ -59,6 +60,12 @@ class Record:
         """A preview."""
         self._spool.artifact(write_picture(self._folder / "previews" / f"step-{step:08d}.png", picture), "previews")
 
+    def video(self, step: int, write: Callable[[Path], object]) -> None:
+        """A preview video, which `write` puts where it is told."""
+        path = self._folder / "previews" / f"step-{step:08d}.mp4"
+        write(path)
+        self._spool.artifact(path, "previews")
+
     def saving(self, step: int) -> None:
         """Say that a checkpoint is being written."""
         self._say(TrainProgress(phase="saving", step=step, steps=self._steps, plan=self._plan, metrics=dict(self._values)))
@@ -110,6 +117,9 @@ class Silence(Record):
     def picture(self, picture: Image, step: int) -> None:
         """Nothing."""
 
+    def video(self, step: int, write: Callable[[Path], object]) -> None:
+        """Nothing."""
+
     def saving(self, step: int) -> None:
         """Nothing."""
 
@@ -131,7 +141,11 @@ def write_picture(path: Path, picture: Image) -> Path:
 def write_export(
     folder: Path, module: TrainingModule, request: TrainRequest, source: StageData, *, tags: Mapping[str, str], step: int
 ) -> None:
-    """The family's files, and run.json which says where they come from; the folder is whole or not there."""
+    """The family's files, and run.json which says where they come from; the folder is whole or not there.
+
+    Args:
+        step: steps that the exported networks have done.
+    """
     temporary = folder.with_name(f".{folder.name}.tmp")
     for left in (temporary, folder):
         if left.exists():
@@ -150,6 +164,7 @@ def write_export(
                 "fingerprint": source.fingerprint,
                 "videos": len(source.video_keys),
                 "settings": dict(source.stored),
+                "features": _features(request),
             },
             "step": step,
             "weights": dict(tags),
@@ -157,3 +172,15 @@ def write_export(
         },
     )
     temporary.rename(folder)
+
+
+def _features(request: TrainRequest) -> dict[str, dict[str, Any]]:
+    """By name, which network made the learned features that the stage reads: what the model is to hear must be made by the same."""
+    from models.registry import families
+    from tasks.data.feature_index import read_feature_info
+    from tasks.data.storage import Storage
+
+    family = families().get(request.family)
+    names = () if family is None else family.features(family.config_type.model_validate(request.config), request.stage)
+    found = {name: read_feature_info(Storage.at(request.dataset), name) for name in names}
+    return {name: {part: info[part] for part in ("version", "settings")} for name, info in found.items() if info is not None}

@@ -5,6 +5,9 @@ pickled), so that a machine with only requirements.txt can run it:
 
     model = mlflow.pyfunc.load_model("models:/talking-heads-fewshot@champion")
     model.predict(pandas.DataFrame([{"face": "me.jpg", "driver": "you.mp4", "out": "made.mp4"}]), params={"seed": 1})
+
+    model = mlflow.pyfunc.load_model("models:/talking-heads-synctalk@champion")
+    model.predict(pandas.DataFrame([{"face": "me.mp4", "audio": "speech.wav", "out": "made.mp4"}]))
 """
 
 from __future__ import annotations
@@ -21,8 +24,9 @@ from mlflow.pyfunc import PythonModel, PythonModelContext
 class TalkingHeads(PythonModel):
     """Makes one video for every row.
 
-    Columns: `face` (picture or video), `out` (mp4 to write), and `driver` (video) or `audio` (sound file), whichever the
-    model's family is driven by; paths of files on this machine. `params`: `seed`.
+    Columns: `face` (picture or video; for a family that paints on a template, the template), `out` (mp4 to write), and
+    `driver` (video) or `audio` (sound file), whichever the model's family is driven by; paths of files on this machine.
+    `params`: `seed`.
     """
 
     def load_context(self, context: PythonModelContext) -> None:

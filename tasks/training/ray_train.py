@@ -66,7 +66,7 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     request = request.model_copy(update={"folder": folder, "start_from": request.start_from and request.start_from.absolute()})
     before = TrainOutcome.read(folder)
-    if before is not None and not (before.status == "finished" and before.step >= request.train.steps):
+    if before is not None and not before.covers(request.train):
         (folder / OUTCOME).unlink()
     for left in (folder / STOP, folder / PROGRESS):
         left.unlink(missing_ok=True)
@@ -183,7 +183,8 @@ def _write_failure(request: TrainRequest, error: Exception) -> None:
         checkpoint=None,
         metrics={},
         run_id=request.run_id,
-        error=str(error),
+        # A loader's process hands on its traceback; the last line is what it says.
+        error=_cause(error) if "Original Traceback" in str(error) else str(error),
     ).write()
 
 

@@ -176,18 +176,35 @@ def load(uri: str | Path, *, tracking: TrackingSettings, cache: Path, device: st
         RegistryError: nothing is there under this name; lists what is.
         TrackingError: the server does not answer.
     """
-    text = str(uri)
+    folder, found = _locate(str(uri), tracking, cache)
+    if found is None:
+        return load_export(folder, uri=str(uri) if str(uri).startswith("runs:/") else None, device=device)
+    return load_export(folder, uri=found.uri, name=found.name, version=found.version, run_id=found.run_id, device=device)
+
+
+def find_export(uri: str | Path, *, tracking: TrackingSettings, cache: Path) -> Path:
+    """The exported files of a model by its URI or folder; nothing of it is loaded.
+
+    Raises:
+        RegistryError, TrackingError: as `load`.
+    """
+    folder, _ = _locate(str(uri), tracking, cache)
+    read_record(folder)
+    return folder
+
+
+def _locate(text: str, tracking: TrackingSettings, cache: Path) -> tuple[Path, RegisteredVersion | None]:
+    """The folder of a model's files, fetched where they lie in the registry, and its version there."""
     if not text.startswith(("models:/", "runs:/")):
-        return load_export(Path(text).expanduser(), device=device)
+        return Path(text).expanduser(), None
     client = tracking.client()
     with readable(tracking):
         if text.startswith("runs:/"):
-            return load_export(_fetch(text, cache / text.removeprefix("runs:/").replace("/", "-"), tracking), uri=text, device=device)
+            return _fetch(text, cache / text.removeprefix("runs:/").replace("/", "-"), tracking), None
         found = _find(client, text)
         # A version number can come back after a registry was deleted; the model's own id cannot.
         model_id = (client.get_model_version(found.name, str(found.version)).source or "").rstrip("/").rsplit("/", 1)[-1]
-        folder = _fetch(found.uri, cache / f"{found.name}-{found.version}-{re.sub('[^A-Za-z0-9-]', '', model_id)}", tracking)
-    return load_export(folder, uri=found.uri, name=found.name, version=found.version, run_id=found.run_id, device=device)
+        return _fetch(found.uri, cache / f"{found.name}-{found.version}-{re.sub('[^A-Za-z0-9-]', '', model_id)}", tracking), found
 
 
 def load_export(

@@ -24,6 +24,8 @@ FREE_TO_CHANGE = frozenset(
         "validate_every",
         "validate_batches",
         "preview_every",
+        "preview_frames",
+        "export",
         "checkpoint_every",
         "max_failures",
     }
@@ -145,7 +147,12 @@ class TrainOutcome(BaseModel):
     dataset_fingerprint: str = ""
     run_id: str | None = None
     unsent: int = Field(0, description="Bytes of the record that the tracking server has not got yet.")
+    exported: Literal["last", "best"] = "last"
     error: str | None = None
+
+    def covers(self, settings: TrainSettings) -> bool:
+        """Whether nothing is left to do for these settings."""
+        return self.status == "finished" and self.step >= settings.steps and self.exported == settings.export
 
     def write(self) -> None:
         """Store it in the run folder."""

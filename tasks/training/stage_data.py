@@ -6,12 +6,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from models.family import Batch, Face, Family
+from models.family import Batch, Face, Family, View
+from models.views import Clip
 from tasks.training.request import TrainRequest
 
 if TYPE_CHECKING:
     from tasks.data.dataset import Dataset
     from tasks.data.splits import Selection
+
+FACE_FRAMES = 32
+"""Most training pictures of the person that a stage on clips is built with (`BuildContext.face`)."""
 
 
 class Stream(Protocol):
@@ -42,7 +46,9 @@ class StageData:
     fingerprint: str
     """The dataset's."""
     face: Face | None = None
-    """The training frames of the person, where all training pools are of one."""
+    """Training frames of the person, where all training samples show one; the same in every worker."""
+    held_out_clip: Callable[[int], Clip] | None = None
+    """The first held-out clip, its first n frames: what a preview video shows."""
     stored: Mapping[str, Any] = field(default_factory=dict)
     """How the dataset was made (`tasks.settings.StoredSettings`): a video that the model is to work on is cropped in the same way."""
 
@@ -60,13 +66,14 @@ def open_data(request: TrainRequest, family: Family, rank: int, world: int) -> S
     from itertools import islice
 
     from tasks.data.dataset import Dataset
-    from tasks.data.readers import BatchStream
-    from tasks.data.splits import select
+    from tasks.data.readers import BatchStream, read_selected
+    from tasks.data.splits import Selected, select
 
     stage = family.stage(request.stage)
     config = family.config_type.model_validate(request.config)
     dataset = Dataset.open(request.dataset)
     split = select(dataset, stage.view, request.filters, request.split)
+    features = family.features(config, request.stage)
     examples = family.examples(config, request.stage)
 
     def stream(selection: Any, *, rank: int, world: int, loader_workers: int, shuffle: bool) -> BatchStream:
@@ -74,7 +81,7 @@ def open_data(request: TrainRequest, family: Family, rank: int, world: int) -> S
             dataset=dataset,
             view=stage.view,
             selection=selection,
-            features=stage.features,
+            features=features,
             examples=examples,
             batch_size=request.train.batch_size,
             seed=request.train.seed,
@@ -87,6 +94,14 @@ def open_data(request: TrainRequest, family: Family, rank: int, world: int) -> S
     def held_out(count: int) -> list[Batch]:
         return list(islice(iter(stream(split.held_out, rank=0, world=1, loader_workers=0, shuffle=False)), count))
 
+    def held_out_clip(frames: int) -> Clip:
+        # A stage on keyframes shows a clip too: both views of a dataset are split at the same places.
+        clips = split if stage.view == "clips" else select(dataset, "clips", request.filters, request.split)
+        first = clips.held_out[0]
+        shown = Selected(first.key, first.start, min(first.end, first.start + frames))
+        clip: Clip = read_selected(dataset, "clips", shown, features=features)
+        return clip
+
     return StageData(
         train=stream(split.train, rank=rank, world=world, loader_workers=request.train.loader_workers, shuffle=True),
         held_out=held_out,
@@ -95,18 +110,45 @@ def open_data(request: TrainRequest, family: Family, rank: int, world: int) -> S
         held_out_samples=len(split.held_out),
         fingerprint=dataset.fingerprint,
         stored=dataset.info["settings"],
-        face=_face(dataset, split.train) if stage.view == "keyframes" else None,
+        face=_face(dataset, stage.view, split.train),
+        held_out_clip=held_out_clip,
     )
 
 
-def _face(dataset: Dataset, selection: Selection) -> Face | None:
-    """All frames of the only person in a selection of pools; None where there are several."""
+def _face(dataset: Dataset, view: View, selection: Selection) -> Face | None:
+    """The only person in a selection; None where there are several, or where no frame shows a face."""
+    if len({selected.key.split("_", 1)[0] for selected in selection}) != 1:
+        return None
+    return _face_of_pools(dataset, selection) if view == "keyframes" else _face_of_clips(dataset, selection)
+
+
+def _face_of_pools(dataset: Dataset, selection: Selection) -> Face:
+    """All frames of the pools."""
     import numpy as np
 
     from tasks.data.readers import read_selected
 
-    if len({selected.key.split("_", 1)[0] for selected in selection}) != 1:
-        return None
     pools = [read_selected(dataset, "keyframes", selected) for selected in selection]
     images = np.stack([pool.image(index) for pool in pools for index in range(len(pool))])
     return Face(images=images, landmarks=np.concatenate([pool.landmarks for pool in pools]))
+
+
+def _face_of_clips(dataset: Dataset, selection: Selection) -> Face | None:
+    """Up to `FACE_FRAMES` frames in which the landmarker saw the face, spread evenly over the windows."""
+    import numpy as np
+
+    from tasks.data.readers import read_selected
+
+    ends = np.cumsum([selected.end - selected.start for selected in selection])
+    places = np.unique(((np.arange(FACE_FRAMES) + 0.5) / FACE_FRAMES * ends[-1]).astype(int))
+    images, landmarks = [], []
+    for number in np.unique(np.searchsorted(ends, places, side="right")):
+        clip: Clip = read_selected(dataset, "clips", selection[number])
+        seen = np.flatnonzero(clip.confidence > 0)
+        if not len(seen):
+            continue
+        inside = places[(places < ends[number]) & (places >= ends[number] - clip.num_frames)] - (ends[number] - clip.num_frames)
+        nearest = np.unique([seen[np.argmin(np.abs(seen - place))] for place in inside])
+        images.append(clip.read_frames(nearest.tolist()))
+        landmarks.append(clip.landmarks[nearest])
+    return Face(images=np.concatenate(images), landmarks=np.concatenate(landmarks)) if images else None

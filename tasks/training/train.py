@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.family import Batch, BuildContext, Family, TrainingModule
+from models.family import Batch, BuildContext, Family, FamilyConfig, TrainingModule
 from models.views import Image
 from models.weights import WeightsStore
 from tasks.settings import TrainSettings
@@ -29,6 +29,7 @@ from tasks.training import checkpoints
 from tasks.training.gradients import GradientAverager, largest, same_start
 from tasks.training.meter import Meter
 from tasks.training.output import Record, Silence, write_export
+from tasks.training.preview import write_preview
 from tasks.training.request import ShowProgress, TrainingError, TrainOutcome, TrainPlan, TrainRequest
 from tasks.training.spool import read_curves
 from tasks.training.stage_data import OpenData, StageData, Stream, open_data
@@ -66,7 +67,7 @@ def run_stage(
     """
     settings, folder, lead = request.train, request.folder, rank == 0
     done = TrainOutcome.read(folder)
-    if done is not None and done.status == "finished" and done.step >= settings.steps:
+    if done is not None and done.covers(settings):
         return done
 
     family = family or _registered(request.family)
@@ -86,14 +87,14 @@ def run_stage(
                 parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
 
     # Resume where an earlier call stopped, refusing another configuration's checkpoint.
-    first, loss = 0, None
+    first = 0
     identity = request.identity(source.fingerprint)
     found = checkpoints.latest(folder, identity)
     if found is not None:
         saved = found.load(device)
         module.load_training_state(saved["training"])
         source.train.load_state_dict(saved["loaders"][rank])
-        first, loss = found.step, found.loss
+        first = found.step
     if world > 1:
         same_start(module)
         module.sync_gradients = GradientAverager()
@@ -102,7 +103,7 @@ def run_stage(
     record = Record(folder, settings.steps, progress) if lead else Silence()
     record.start(_plan(request, module, source, device, world, first), tags=store.tags())
 
-    def save(step: int) -> None:
+    def save(step: int, loss: float | None) -> None:
         """Checkpoint after `step` steps; every worker takes part, worker 0 writes."""
         loaders = _gather(source.train.state_dict(), world)
         if lead:
@@ -142,23 +143,29 @@ def run_stage(
             if log:
                 record.metrics(meter.take(), step, meter)
             pause = time.perf_counter()
-            if (validate or preview) and lead and source.held_out_samples:
+            loss = None
+            # A checkpoint is validated, so that the best one is known; one that is written to stop soon is not.
+            if (validate or preview or keep) and lead and source.held_out_samples:
                 held_out = held_out or source.held_out(settings.validate_batches)
                 shown = [to_device(batch, device, settings.channels_last) for batch in held_out]
-                if validate:
+                if validate or keep:
                     scores = _validation(module, shown, settings, device)
-                    loss = scores.get("validation/loss", loss)
+                    loss = scores.get("validation/loss")
                     record.metrics(scores, step, meter)
                 if preview:
                     record.picture(_preview(module, shown[0], settings, device), step)
+                    _preview_video(record, family, config, module, source, request, step, device)
             if keep or stopping:
-                save(step)
+                save(step, loss)
             meter.paused(time.perf_counter() - pause)
 
     finished = step >= settings.steps
     export = folder / "export" if finished else None
     if export is not None and lead:
-        write_export(export, module, request, source, tags=store.tags(), step=step)
+        kept = checkpoints.best(folder) if settings.export == "best" else None
+        if kept is not None and kept.step != step:
+            module.load_training_state(kept.load(device)["training"])
+        write_export(export, module, request, source, tags=store.tags(), step=step if kept is None else kept.step)
     outcome = TrainOutcome(
         status="finished" if finished else "interrupted",
         step=step,
@@ -172,6 +179,7 @@ def run_stage(
         seconds=time.perf_counter() - began,
         dataset_fingerprint=source.fingerprint,
         run_id=request.run_id,
+        exported=settings.export,
     )
     record.finish(outcome)
     return outcome
@@ -288,13 +296,39 @@ def _preview(module: TrainingModule, batch: dict[str, Tensor], settings: TrainSe
         return module.preview(batch)
 
 
+def _preview_video(
+    record: Record,
+    family: Family,
+    config: FamilyConfig,
+    module: TrainingModule,
+    source: StageData,
+    request: TrainRequest,
+    step: int,
+    device: torch.device,
+) -> None:
+    """A held-out clip as the networks are now, where the stage makes frames; in full precision, as the exported model works."""
+    settings = request.train
+    if not settings.preview_frames or source.held_out_clip is None:
+        return
+    with _looking(module, settings, device, precision="fp32"):
+        synthesizer = module.synthesizer()
+        if synthesizer is not None:
+            clip = source.held_out_clip(settings.preview_frames)
+            record.video(
+                step,
+                lambda path: write_preview(
+                    path, family=family, config=config, clip=clip, synthesizer=synthesizer, step=step, run_id=request.run_id
+                ),
+            )
+
+
 @contextlib.contextmanager
-def _looking(module: TrainingModule, settings: TrainSettings, device: torch.device) -> Iterator[None]:
+def _looking(module: TrainingModule, settings: TrainSettings, device: torch.device, precision: str | None = None) -> Iterator[None]:
     """Evaluation mode without gradients, with random numbers that are the same at every validation."""
     torch.manual_seed(step_seed(settings.seed, VALIDATION_STREAM, 0))
     module.eval()
     try:
-        with torch.no_grad(), _autocast(settings.precision, device):
+        with torch.no_grad(), _autocast(precision or settings.precision, device):
             yield
     finally:
         module.train()

@@ -1,10 +1,10 @@
-"""Frames of a video at 25 fps on timestamps, upright, decoded once and in order by decord."""
+"""Frames of a video at 25 fps on timestamps, upright, decoded by decord; pictures of long files by PyAV, bit for bit the same."""
 
 from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from models.views import FPS, Image
 from tasks.rejects import RejectCode, VideoRejected
+from tasks.video.pictures import PictureSource, Unreadable
 from tasks.video.probe import VideoFacts, last_packet_end
 
 if TYPE_CHECKING:
@@ -25,6 +26,9 @@ SMALLEST_SIDE = 64
 CHUNK_FRAMES = 32
 CHUNK_BYTES = 64 << 20
 """A chunk of large pictures is shorter, so that decoding never holds more than this."""
+
+READ_AHEAD_BYTES = 256 << 20
+"""decord decodes ahead without a limit where its caller is slower; files whose pictures fill more than this are left to `pictures`."""
 
 MISSING_SECONDS = 0.25
 """A video that ends this much before its container says is called cut off."""
@@ -101,6 +105,8 @@ class FrameReader:
         self._path = str(path)
         self._salvaged: tempfile.TemporaryDirectory[str] | None = None
         upright = (facts.height, facts.width)
+        self.full_size = upright
+        """Height and width of the upright frames before they are scaled."""
         self._size = scaled_size(upright, short_side)
         try:
             self._turns = quarter_turns_left(self._path, facts)
@@ -113,6 +119,10 @@ class FrameReader:
             self._reader = self._open()
         stamps = self._timestamps()
         self._times = stamps[:, 0]
+        turned = 0 if self._turns else facts.rotation // 90
+        self._source: PictureSource | None = None
+        if len(self._times) * upright[0] * upright[1] * 3 > READ_AHEAD_BYTES:
+            self._source = PictureSource(self._path, self._times, self._decoded_size, turned)
         self._plan = timeline(self._times, float(stamps[-1, 1]), start=start, end=end)
         self._missing = self._cut_off(facts)
         if self._salvaged is not None and self._missing is None:
@@ -157,10 +167,30 @@ class FrameReader:
         if self._missing is not None and self._to_the_end:
             raise self._missing
 
+    def read(self, positions: Sequence[int]) -> list[Image]:
+        """Frames at these places of the wanted part, in any order: the pixels that a pass gives, found by exact seeks.
+
+        A run of neighbours costs one seek; many frames at once cost their memory.
+
+        Raises:
+            BrokenOff: one of them cannot be decoded.
+        """
+        wanted, places = np.unique(self._plan.sources[np.asarray(positions, np.int64)], return_inverse=True)
+        images, error = self._pictures(wanted)
+        if error is not None:
+            second = round(float(self._times[wanted[len(images)]] - self._times[0]), 3)
+            raise BrokenOff(second, f"the video cannot be read at second {second:.2f}: {error}")
+        return [images[place] for place in places]
+
     def _pictures(self, wanted: npt.NDArray[np.int64]) -> tuple[list[Image], str | None]:
         """Decoded pictures of these source numbers; fewer, and the reason, where the file breaks."""
         from decord import DECORDError
 
+        if self._source is not None:
+            try:
+                return [self._upright(image) for image in self._source.pictures(wanted)], None
+            except Unreadable:
+                self._source = None  # decord can tell which pictures a damaged file still has
         try:
             return [self._upright(image) for image in self._reader.get_batch(wanted).asnumpy()], None
         except (DECORDError, RuntimeError) as error:
@@ -175,6 +205,11 @@ class FrameReader:
             return good, reason
         return good, None
 
+    @property
+    def _decoded_size(self) -> tuple[int, int]:
+        """Height and width before `_upright`."""
+        return self._size[::-1] if self._turns % 2 else self._size
+
     def _upright(self, image: Image) -> Image:
         return np.ascontiguousarray(np.rot90(image, self._turns)) if self._turns else image
 
@@ -182,7 +217,7 @@ class FrameReader:
         import decord
 
         decord.logging.set_level(decord.logging.QUIET)
-        height, width = self._size[::-1] if self._turns % 2 else self._size
+        height, width = self._decoded_size
         try:
             return decord.VideoReader(self._path, ctx=decord.cpu(0), num_threads=1, width=width, height=height)
         except (decord.DECORDError, RuntimeError, AssertionError) as error:

@@ -78,7 +78,7 @@ class VideoWriter:
         self._shape = (height, width, 3)
         self._fps = Fraction(fps).limit_denominator(1001)
         self._crf, self._gop, self._preset = crf, gop, preset
-        self._sound = None if audio is None or audio.size == 0 else np.clip(audio, -1, 1).astype(np.float32)
+        self._sound = None if audio is None or audio.size == 0 else audio
         self._sound_at = 0
         self._metadata = dict(metadata or {})
         self._container: OutputContainer | None = None
@@ -135,7 +135,7 @@ class VideoWriter:
             return
         end = min(len(self._sound), round(self.frames_written * SAMPLE_RATE / self._fps))
         while self._sound_at < end and (final or end - self._sound_at >= _AUDIO_CHUNK):
-            chunk = self._sound[self._sound_at : min(end, self._sound_at + _AUDIO_CHUNK)]
+            chunk = np.clip(self._sound[self._sound_at : min(end, self._sound_at + _AUDIO_CHUNK)], -1, 1).astype(np.float32)
             frame = av.AudioFrame.from_ndarray(chunk[None], format="fltp", layout="mono")
             frame.sample_rate = SAMPLE_RATE
             frame.pts = self._sound_at

@@ -14,11 +14,11 @@ from models.weights import render_table
 from tests.conftest import REPOSITORY
 
 
-def flows(*arguments: str | Path, workspace: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+def flows(*arguments: str | Path, workspace: Path, timeout: float = 280, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run `python -m flows` in the repository."""
     command = [sys.executable, "-m", "flows", *map(str, arguments), "--workspace", str(workspace)]
     environ = {**os.environ, **environment}
-    return subprocess.run(command, cwd=REPOSITORY, env=environ, capture_output=True, text=True, timeout=280, check=False)
+    return subprocess.run(command, cwd=REPOSITORY, env=environ, capture_output=True, text=True, timeout=timeout, check=False)
 
 
 def test_families_as_json_have_the_papers_sizes(tmp_path: Path) -> None:
@@ -43,6 +43,7 @@ def test_families_as_json_have_the_papers_sizes(tmp_path: Path) -> None:
         (("train", "fewshoot", "--dataset", "{empty}"), "there is no family 'fewshoot'; there are: fewshot"),
         (("train", "fewshot", "--dataset", "{empty}", "--stage", "gan"), "there are: meta, finetune"),
         (("train", "fewshot", "--dataset", "{empty}"), "dataset"),
+        (("train", "fewshot", "--dataset", "{empty}", "--set", "who.identity=a"), "start with config, train, filters, split or person"),
         (("generate", "models:/talking-heads-fewshot@champion", "--face", "a.png", "--driver", "b.mp4", "--out", "{out}.mp4"), "none yet"),
         (("evaluate", "{empty}", "--dataset", "{empty}"), "not an exported model"),
         (("pipeline", "{empty}", "--families", "nobody"), "nobody"),
@@ -123,16 +124,20 @@ def test_the_way_out_of_every_missing_weights_file_is_a_setting_that_exists() ->
 
     from flows.profiles import parse_overrides, under
     from flows.settings import family_config, pipeline_settings
+    from models.registry import families
     from models.weights import TABLE
 
     found = 0
     for row in TABLE.values():
+        users = [name for name in families() if f"{name}:" in row.used_by]
         for setting in re.findall(r"--set (\S+?=[\w-]+)", f"{row.without} {row.used_by}"):
             given = parse_overrides([setting])
             if "config" in given:
-                family_config("fewshot", "demo", given["config"])
+                assert users, f"{row.name}: no family is named in {row.used_by!r}"
+                for user in users:
+                    family_config(user, "default", given["config"])
             else:
-                pipeline_settings("demo", under("preprocess", given))
+                pipeline_settings("default", under("preprocess", given))
             found += 1
     assert found >= 6
 

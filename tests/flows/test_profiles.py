@@ -47,6 +47,7 @@ def test_every_profile_resolves_for_the_pipeline_and_every_stage(name):
             resolved = stage_settings(family.name, stage.name, name, settings.families.get(family.name, FamilySettings()))
             assert type(resolved.config) is family.config_type
             assert resolved.train.steps > 0
+            assert isinstance(family.features(resolved.config, stage.name), tuple)
 
 
 def test_the_demo_profile_differs_from_the_paper_only_in_settings_that_exist():
@@ -61,6 +62,14 @@ def test_an_unknown_setting_names_those_beside_it():
 def test_a_value_out_of_bounds_is_named_with_its_value():
     with pytest.raises(SettingsError, match=r"split\.holdout: .* \(got 2\)"):
         pipeline_settings("demo", {"split": {"holdout": 2}})
+
+
+def test_a_persons_split_keeps_its_own_defaults_beside_what_is_given():
+    settings = pipeline_settings("demo", {"split": {"by": "identity"}, "person": {"identity": "ann", "split": {"by": "video"}}})
+    assert (settings.person.split.by, settings.person.split.holdout) == ("video", 0.2)
+    assert settings.data.split.by == "identity"
+    with pytest.raises(SettingsError, match=r"person\.split\.by: .*one person is split by time or by video \(got 'identity'\)"):
+        pipeline_settings("demo", {"person": {"split": {"by": "identity"}}})
 
 
 def test_an_unknown_profile_and_an_unknown_family_list_what_exists():

@@ -11,10 +11,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.fewshot.examples import MetaExamples, draw_frames, to_image, to_network, to_tensor
+from models.fewshot.examples import MetaExamples, draw_frames, to_image, to_network
 from models.fewshot.finetuning import PersonExamples
 from models.fewshot.networks import video_id
 from models.fewshot.raster import draw, mirror_points, scale_points
+from models.pictures import to_tensor
 from tests.models.fewshot_material import make_pool
 
 

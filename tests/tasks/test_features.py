@@ -23,8 +23,8 @@ from tasks.preprocessing import features
 from tasks.preprocessing.executor import Died, Executor, Finished, Raised
 from tasks.preprocessing.features import FeatureJob, extract_features, run_feature_job
 from tasks.preprocessing.model_workers import ActorExecutor
-from tasks.preprocessing.wav2vec import hidden_states, load_wav2vec
-from tasks.settings import RunSettings, Wav2VecSettings
+from tasks.preprocessing.speech_networks import load_network, speech_rows
+from tasks.settings import HubertSettings, RunSettings, Wav2VecSettings
 from tests.tasks.small_dataset import clip_sample, small_dataset, write_shard
 
 RANDOM = Wav2VecSettings(init="random")
@@ -101,11 +101,11 @@ def test_every_clip_with_sound_gets_its_rows_by_child_processes(folder: Path) ->
     assert seen[0][:2] == (0, 12)
     assert seen[-1][:2] == (12, 12)
     dataset = Dataset.open(folder)
-    model = load_wav2vec(RANDOM)
+    model = load_network(RANDOM)
     for row in dataset.clips().to_pylist():
         if row["has_audio"]:
             clip = read_clip(dataset, row["key"], features=["wav2vec"])
-            expected = hidden_states(clip.audio, model)
+            expected = speech_rows(clip.audio, model)
             assert np.abs(clip.features["wav2vec"].astype(np.float32) - expected.astype(np.float32)).max() < 5e-3
 
 
@@ -139,6 +139,27 @@ def test_what_is_written(folder: Path, in_process: type[InProcess]) -> None:
     assert info["fingerprint"] == result.fingerprint
     assert info["pretrained"] is False
     assert info["settings"]["init"] == "random"
+
+
+def test_hubert_rows_lie_beside_wav2vecs_and_a_made_videos_sound_gets_the_same(folder: Path, in_process: type[InProcess]) -> None:
+    from tasks.generation.sound_features import sound_features
+
+    extract_features(str(folder), RANDOM, RUN)
+    whole = hashes(folder)
+    result = extract_features(str(folder), HubertSettings(init="random"), RUN)
+    assert (result.made, result.clips, result.rejects) == (2, 10, {"no_audio": 2})
+    assert hashes(folder) == whole
+    dataset = Dataset.open(folder)
+    info = read_feature_info(dataset.storage, "hubert")
+    assert info["version"].startswith("hubert/1 random@")
+    record = {"dataset": {"features": {"hubert": {part: info[part] for part in ("version", "settings")}}}}
+    heard = [row for row in dataset.clips().to_pylist() if row["has_audio"]]
+    for row in heard[:3]:
+        clip = read_clip(dataset, row["key"], features=["hubert", "wav2vec"])
+        assert clip.features["hubert"].shape == (clip.num_frames, 2, 32)
+        assert clip.features["wav2vec"].shape == (clip.num_frames, 3, 32)
+        assert np.array_equal(sound_features(("hubert",), clip.audio, record)["hubert"], clip.features["hubert"])
+    assert [row["step"] for row in read_feature_rejects(dataset.storage, "hubert").to_pylist()] == ["hubert"] * 2
 
 
 def test_second_run_makes_nothing_and_changes_nothing(folder: Path, in_process: type[InProcess]) -> None:

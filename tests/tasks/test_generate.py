@@ -15,12 +15,14 @@ from hypothesis import strategies as st
 
 from models.family import DriverKind
 from models.views import SAMPLE_RATE, SAMPLES_PER_FRAME
+from tasks.generation.faces import prepare_face
 from tasks.generation.generate import GenerationError, generate
-from tasks.generation.inputs import fill_gaps, prepare_face, prepare_landmark_driver
-from tasks.settings import StoredSettings
+from tasks.generation.inputs import fill_gaps, prepare_landmark_driver
+from tasks.settings import StoredSettings, Wav2VecSettings
 from tasks.video.audio import read_audio
 from tasks.video.video_out import VideoWriter
 from tests.tasks.disc_faces import SIZE, DiscFamily, DiscLandmarker, DiscSynthesizer, picture, shape, walk
+from tests.tasks.flash_family import SQUARE, FlashFamily, FlashSynthesizer, HearingFamily
 
 
 @dataclass
@@ -33,6 +35,9 @@ class Model:
     version: int | None = 3
     run_id: str | None = "run7"
     stored: StoredSettings = field(default_factory=StoredSettings)
+    config: Any = None
+    stage: str = "only"
+    record: dict[str, Any] = field(default_factory=dict)
 
 
 class SoundFamily(DiscFamily):
@@ -319,6 +324,242 @@ def test_a_model_that_stops_early_leaves_no_video(tmp_path, photo, driver):
     with pytest.raises(RuntimeError, match="made 38 of 40 frames"):
         make(out, model=Model(DiscSynthesizer(0, frames_off=-2), DiscFamily()), face=photo, driver=driver)
     assert not out.exists()
+
+
+def flashing(**changes: Any) -> Model:
+    return Model(**{"synthesizer": FlashSynthesizer(), "family": FlashFamily(), **changes})
+
+
+def wide(centre, texture: int = 0) -> np.ndarray:
+    """A face on a frame of 128x96, its upper left corner grey."""
+    image = np.concatenate([picture(centre, texture=texture), picture(None, texture=99)[:, :32]], axis=1)
+    image[: SQUARE + 4, : SQUARE + 4] = 128
+    return image
+
+
+@pytest.fixture
+def template(tmp_path):
+    return write(tmp_path / "me.mp4", [wide(centre, i) for i, centre in enumerate(walk(12))])
+
+
+def save_sound(path: Path, sound: np.ndarray, rate: int = SAMPLE_RATE) -> Path:
+    import soundfile
+
+    soundfile.write(path, sound, rate)
+    return path
+
+
+def flashes(path: Path) -> np.ndarray:
+    return np.array([frame[2 : SQUARE - 2, 2 : SQUARE - 2].mean() for frame in frames_of(path)])
+
+
+def test_a_flash_falls_on_its_click(tmp_path, template):
+    clicking = np.zeros(75 * SAMPLES_PER_FRAME * 3, np.float32)
+    rng = np.random.default_rng(0)
+    for frame in (4, 17, 31, 38, 52, 66):
+        start = frame * SAMPLES_PER_FRAME * 3
+        clicking[start : start + SAMPLES_PER_FRAME * 3] = rng.uniform(-0.7, 0.7, SAMPLES_PER_FRAME * 3)
+    made = make(
+        tmp_path / "o.mp4", model=flashing(), face=template, audio=save_sound(tmp_path / "a.wav", np.stack([clicking] * 2, 1), 48_000)
+    )
+    assert (made.frames, made.template_frames) == (75, 12)
+    # Both as a player shows them, 16,000 times a second: each frame from its own timestamp on.
+    light, sound = np.zeros(75 * SAMPLES_PER_FRAME), np.zeros(75 * SAMPLES_PER_FRAME)
+    with av.open(str(made.path)) as container:
+        for frame, bright in zip(container.decode(video=0), flashes(made.path), strict=True):
+            start = round(frame.time * SAMPLE_RATE)
+            light[start : start + SAMPLES_PER_FRAME] = bright > 128
+    with av.open(str(made.path)) as container:
+        for piece in container.decode(audio=0):
+            start = round(piece.time * SAMPLE_RATE)
+            samples = np.abs(piece.to_ndarray().mean(axis=0))[max(0, -start) :]
+            place = max(0, start)
+            sound[place : place + len(samples)] = samples[: len(sound) - place]
+    lags = np.arange(-3 * SAMPLES_PER_FRAME, 3 * SAMPLES_PER_FRAME + 1, 20)
+    match = [np.roll(light - light.mean(), lag) @ (sound - sound.mean()) for lag in lags]
+    assert abs(lags[int(np.argmax(match))]) < SAMPLES_PER_FRAME / 2
+
+
+@pytest.mark.parametrize(("samples", "frames"), [(1600, 3), (640 * 5, 5), (640 * 40 + 1, 41)])
+def test_sound_of_any_length_plays_the_template_to_and_fro_at_its_own_size(tmp_path, template, samples, frames):
+    sound = save_sound(tmp_path / "s.flac", np.full(samples, 0.5, np.float32))
+    made = make(tmp_path / "o.mp4", model=flashing(), face=template, audio=sound)
+    assert (made.frames, made.width, made.height, made.sound) == (frames, 128, 96, True)
+    assert made.seconds == pytest.approx(frames / 25)
+    shown = frames_of(made.path)
+    originals = frames_of(template)
+    for i, frame in enumerate(shown):
+        place = min(i % 22, 22 - i % 22)
+        outside = frame[SQUARE + 4 :].astype(int) - originals[place][SQUARE + 4 :]
+        assert np.abs(outside).mean() < 6, i
+    assert (flashes(made.path) > 200).all()
+
+
+def test_a_photo_is_a_template_too(tmp_path):
+    cv2.imwrite(str(tmp_path / "me.png"), wide((50, 46))[:95, ::-1, ::-1])
+    made = make(tmp_path / "o.mp4", model=flashing(), face=tmp_path / "me.png", audio=save_sound(tmp_path / "s.wav", clicks(20)))
+    assert (made.frames, made.template_frames, made.width, made.height) == (20, 1, 128, 94)
+    assert [i for i, level in enumerate(flashes(made.path)) if level > 128] == [5, 15]
+    assert any("because H.264 wants even sizes" in note for note in made.notes)
+
+
+def test_size_is_the_short_side_and_keeps_the_shape(tmp_path, template):
+    sound = save_sound(tmp_path / "s.wav", clicks(15))
+    made = make(tmp_path / "o.mp4", model=flashing(), face=template, audio=sound, size=50, side_by_side=True)
+    assert (made.width, made.height) == (2 * 66, 50)
+    frames = frames_of(made.path)
+    assert frames[5].shape == (50, 132, 3)
+    painted, original = frames[5][:5, 66:71], frames[5][:5, :5]
+    assert painted.mean() > 200 > 160 > original.mean() > 90
+    assert np.abs(frames[5][10:, :66].astype(int) - frames[5][10:, 66:]).mean() < 8
+
+
+def test_frames_without_a_face_are_shown_as_they_are(tmp_path):
+    centres = [None if 8 <= i < 16 else centre for i, centre in enumerate(walk(24))]
+    video = write(tmp_path / "away.mp4", [wide(centre) for centre in centres])
+    sound = save_sound(tmp_path / "s.wav", np.full(24 * SAMPLES_PER_FRAME, 0.5, np.float32))
+    made = make(tmp_path / "o.mp4", model=flashing(), face=video, audio=sound)
+    assert made.template_frames_without_face == 8
+    assert [i for i, level in enumerate(flashes(made.path)) if level < 200] == [*range(8, 16)]
+    assert any("8 of 24 template frames show no face" in note for note in made.notes)
+
+
+def test_silence_and_a_plumbing_sized_model_are_said(tmp_path, template):
+    sound = save_sound(tmp_path / "s.wav", np.zeros(10 * SAMPLES_PER_FRAME, np.float32))
+    made = make(tmp_path / "o.mp4", model=flashing(record={"profile": "demo"}), face=template, audio=sound)
+    assert (flashes(made.path) < 60).all()
+    assert made.notes[0] == "the sound of s.wav is silent: the mouth has nothing to follow"
+    assert "plumbing-sized (profile demo)" in made.notes[1]
+
+
+def test_any_name_and_container_works(tmp_path, template, monkeypatch):
+    folder = tmp_path / 'it\'s "here"\nand ünïcode %d'
+    folder.mkdir()
+    face = template.rename(folder / "my face.mp4")
+    spoken = write(folder / "12:30 said 'so'.mkv.mp4", [picture(None)] * 20, clicks(20))
+    monkeypatch.chdir(folder)
+    made = make(Path("o\n p.mp4"), model=flashing(), face=Path(face.name), audio=Path(spoken.name))
+    assert made.path == folder / "o\n p.mp4"
+    assert {5, 15} <= {i for i, level in enumerate(flashes(made.path)) if level > 128} <= {4, 5, 6, 14, 15, 16}, "AAC smears a click"
+
+
+def test_bad_sound_is_one_clear_error(tmp_path, template):
+    empty, noise, blank = tmp_path / "e.wav", tmp_path / "n.wav", tmp_path / "b.wav"
+    empty.touch()
+    noise.write_bytes(np.random.default_rng(0).bytes(5000))
+    save_sound(blank, np.zeros(0, np.float32))
+    holes = tmp_path / "h.wav"
+    import soundfile
+
+    soundfile.write(holes, np.full(3200, np.nan, np.float32), SAMPLE_RATE, subtype="FLOAT")
+    silent = write(tmp_path / "v.mp4", [picture(None)] * 3)
+    for sound, words in (
+        (empty, "e.wav"),
+        (noise, "n.wav"),
+        (blank, "b.wav holds no sound"),
+        (holes, "h.wav holds samples that are no numbers"),
+        (silent, "v.mp4 holds no sound"),
+        (tmp_path / "gone.wav", "is not a file"),
+        (tmp_path, "is not a file"),
+    ):
+        with pytest.raises(GenerationError, match=words) as error:
+            make(tmp_path / "o.mp4", model=flashing(), face=template, audio=sound)
+        assert str(error.value).startswith("--audio: ")
+    assert not (tmp_path / "o.mp4").exists()
+
+
+def hearing(settings: Wav2VecSettings, version: str | None = None) -> Model:
+    from tasks.preprocessing.speech_networks import network_version
+
+    stored = settings.model_dump(mode="json", exclude={"device", "path"})
+    known = {"wav2vec": {"settings": stored, "version": version or network_version(settings)}}
+    return flashing(family=HearingFamily(), record={"dataset": {"features": known}})
+
+
+def test_the_model_hears_with_the_network_of_its_dataset(tmp_path, template):
+    from tasks.preprocessing.speech_networks import load_network, speech_rows
+
+    network = Wav2VecSettings(init="random", random_layers=2, random_width=48, device="cpu")
+    model = hearing(network)
+    sound = save_sound(tmp_path / "s.wav", clicks(12))
+    make(tmp_path / "o.mp4", model=model, face=template, audio=sound)
+    rows = model.synthesizer.features["wav2vec"]
+    assert rows.shape == (12, 2, 48)
+    expected = speech_rows(read_audio(sound), load_network(network))
+    np.testing.assert_array_equal(rows, expected)
+
+
+def test_an_export_says_which_network_its_dataset_was_heard_with(tmp_path, monkeypatch):
+    import json
+
+    from tasks.settings import TrainSettings
+    from tasks.training import output
+    from tasks.training.request import TrainRequest
+    from tasks.training.stage_data import StageData
+
+    info = {"version": "wav2vec2/1 x", "settings": {"init": "random"}, "clips": 3}
+    (tmp_path / "data/features/wav2vec").mkdir(parents=True)
+    (tmp_path / "data/features/wav2vec/feature.json").write_text(json.dumps(info))
+    family = HearingFamily()
+    monkeypatch.setattr("models.registry._FAMILIES", (family,))
+    request = TrainRequest(
+        family=family.name, stage="hear", config={}, train=TrainSettings(), dataset=str(tmp_path / "data"), folder=tmp_path, code="abc"
+    )
+    source = StageData(train=iter(()), held_out=lambda n: [], video_keys=(), samples=0, held_out_samples=0, fingerprint="f" * 64)
+    module = family.build(family.config_type(), "hear", None)
+    output.write_export(tmp_path / "export", module, request, source, tags={}, step=0)
+    record = json.loads((tmp_path / "export" / output.RUN_RECORD).read_text())
+    assert record["dataset"]["features"] == {"wav2vec": {"version": "wav2vec2/1 x", "settings": {"init": "random"}}}
+
+
+def test_another_network_than_the_datasets_is_refused(tmp_path, template):
+    sound = save_sound(tmp_path / "s.wav", clicks(12))
+    own = hearing(Wav2VecSettings(init="random"), version="wav2vec2/1 path@0123456789abcdef")
+    unknown = flashing(family=HearingFamily())
+    for model, words in ((own, "learned to hear with the network wav2vec2/1 path@0123456789abcdef"), (unknown, "does not say of which")):
+        with pytest.raises(GenerationError, match=words) as error:
+            make(tmp_path / "o.mp4", model=model, face=template, audio=sound)
+        assert "--speech-network FOLDER" in str(error.value)
+    made = make(tmp_path / "o.mp4", model=unknown, face=template, audio=sound, speech=[Wav2VecSettings(init="random")])
+    assert made.frames == 12
+
+
+def test_an_encoder_that_fails_ends_it_with_its_own_error(tmp_path, template, monkeypatch):
+    calls = []
+
+    def fail(self, frame):
+        calls.append(frame.shape)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(VideoWriter, "write", fail)
+    with pytest.raises(OSError, match="No space left"):
+        make(tmp_path / "o.mp4", model=flashing(), face=template, audio=save_sound(tmp_path / "s.wav", clicks(100)))
+    assert len(calls) < 30
+    assert not list(tmp_path.glob("o.mp4*"))
+
+
+def test_pyfunc_rows_for_sound(tmp_path, template, monkeypatch):
+    import pandas
+
+    from tasks.generation import generate as module
+    from tasks.training.pyfunc_model import TalkingHeads
+
+    sound = save_sound(tmp_path / "s.wav", clicks(12))
+    real = module.generate
+    monkeypatch.setattr(module, "generate", lambda model, **inputs: real(model, **inputs, landmarker=DiscLandmarker()))
+    loaded = TalkingHeads()
+    loaded.model = flashing()
+    rows = pandas.DataFrame(
+        [
+            {"face": str(template), "driver": None, "audio": str(sound), "out": str(tmp_path / "1.mp4")},
+            {"face": str(template), "driver": float("nan"), "audio": str(sound), "out": str(tmp_path / "2.mp4")},
+        ]
+    )
+    made = loaded.predict(None, rows, params={"seed": 1})
+    assert made.to_dict("records") == [{"path": str(tmp_path / f"{n}.mp4"), "frames": 12} for n in (1, 2)]
+    assert (flashes(tmp_path / "1.mp4") > 128).sum() == 1
+    with pytest.raises(GenerationError, match="driven by sound: give --audio FILE"):
+        loaded.predict(None, rows.drop(columns="audio"))
 
 
 @pytest.mark.slow

@@ -11,10 +11,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
+from models.family import Squares
 from models.views import Image
-from tasks.evaluation.metrics import PSNR_LIMIT, MetricCase, NotComputed, Psnr, Smoothness, Ssim, TrackedFaces, check_finite
-from tasks.evaluation.metrics_landmarks import MISSING_FACE_DISTANCE, FaceFound, LandmarkDistance, MouthLandmarkDistance, track_faces
+from tasks.evaluation.metrics import PSNR_LIMIT, MetricCase, Need, NotComputed, Psnr, Smoothness, Ssim, TrackedFaces, check_finite
+from tasks.evaluation.metrics_landmarks import (
+    MISSING_FACE_DISTANCE,
+    FaceFound,
+    LandmarkDistance,
+    MouthLandmarkDistance,
+    mouth_opening,
+    track_faces,
+)
 from tasks.evaluation.metrics_registry import METRICS, metric_named
+from tasks.evaluation.metrics_sync import SyncAccuracy, SyncConfidence, SyncOffset
 from tests.tasks.disc_faces import EYES, SIZE, DiscLandmarker, picture, shape, walk
 
 
@@ -55,7 +64,7 @@ def faces(points: np.ndarray) -> MetricCase:
 def test_a_video_against_itself_is_perfect():
     truth = video()
     measured = case(truth, truth)
-    values = {metric.name: value(metric, measured) for metric in METRICS}
+    values = {metric.name: value(metric, measured) for metric in METRICS if Need.JUDGE not in metric.needs}
     assert values["psnr"] == PSNR_LIMIT
     assert values["ssim"] == pytest.approx(1, abs=1e-6)
     assert values["lmd"] == values["mouth_lmd"] == 0
@@ -219,3 +228,96 @@ def test_names_are_unique_and_found():
     assert metric_named("lmd").title == "LMD"
     with pytest.raises(ValueError, match="psnr"):
         metric_named("fid")
+
+
+@pytest.mark.parametrize("size", [24, 12])
+def test_painted_squares_are_measured_as_numpy_does_it(size):
+    """Moving squares of 24 px, one of them beyond the picture's corner, whole or halved: damage outside of them costs nothing."""
+    rng = np.random.default_rng(2)
+    truth = rng.integers(0, 256, (4, 40, 60, 3)).astype(np.uint8)
+    generated = np.clip(truth + rng.normal(0, 25, truth.shape), 0, 255).astype(np.uint8)
+    boxes = np.array([(3, 5, 24), (30, 10, 24), (-6, -4, 24), (45, 28, 24)])
+
+    def cut(frames: Image) -> np.ndarray:
+        padded = np.pad(frames, ((0, 0), (24, 24), (24, 24), (0, 0)), mode="edge").astype(float)
+        squares = np.stack([frame[y + 24 : y + 48, x + 24 : x + 48] for frame, (x, y, _) in zip(padded, boxes, strict=True)])
+        halves = squares if size == 24 else squares.reshape(4, 12, 2, 12, 2, 3).mean(axis=(2, 4))
+        return np.floor(halves + 0.5)
+
+    measured = MetricCase(key="k", generated=generated, truth=truth, painted=Squares(boxes=boxes, size=size))
+    ours, theirs = cut(generated), cut(truth)
+    np.testing.assert_allclose(measured.looked_at[0], ours, atol=1)
+    errors = ((ours - theirs) ** 2).mean(axis=(1, 2, 3))
+    assert value(Psnr(), measured) == pytest.approx(np.mean(10 * np.log10(255**2 / errors)), abs=0.02)
+    assert value(Smoothness(), measured) == pytest.approx(
+        1 - np.mean([np.abs(ours[t] - (ours[t - 1] + ours[t + 1]) / 2).mean() for t in (1, 2)]) / 255, abs=1e-3
+    )
+    similar = [
+        structural_similarity(
+            t, g, channel_axis=2, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=255, full=True
+        )
+        for t, g in zip(theirs, ours, strict=True)
+    ]
+    assert value(Ssim(), measured) == pytest.approx(np.mean([full.mean() for _, full in similar]), abs=0.004)
+    outside = truth.copy()
+    outside[0, 35:, 40:] = 255 - outside[0, 35:, 40:]
+    assert value(Psnr(), MetricCase(key="k", generated=outside, truth=truth, painted=measured.painted)) == PSNR_LIMIT
+    assert value(Psnr(), MetricCase(key="k", generated=outside, truth=truth)) < PSNR_LIMIT
+
+
+def judged(scores: np.ndarray) -> MetricCase:
+    blank = np.zeros((5, 16, 16, 3), np.uint8)
+    return MetricCase(key="k", generated=blank, truth=blank, lip_sync=scores.astype(np.float32))
+
+
+def test_sync_metrics_by_hand():
+    """Four windows: two are right (offsets 0 and -1), one says +2, one draws between right and wrong."""
+    scores = np.zeros((4, 31))
+    scores[0, 15], scores[1, 14], scores[2, 17] = 8, 4, 2
+    assert value(SyncAccuracy(), judged(scores)) == 0.5
+    assert value(SyncConfidence(), judged(scores)) == 8 / 4 - 0
+    assert value(SyncOffset(), judged(scores)) == 0
+    scores[:, 21] = 3
+    assert value(SyncAccuracy(), judged(scores)) == 0.5
+    assert value(SyncConfidence(), judged(scores)) == 3
+    assert value(SyncOffset(), judged(scores)) == 6
+
+
+def test_offsets_outside_of_the_clip_are_no_choice():
+    scores = np.full((4, 31), np.nan)
+    scores[:, 13:18] = [0, 1, 2, 1, 0]
+    scores[0, 30] = 99
+    assert value(SyncAccuracy(), judged(scores)) == 0.75
+    assert value(SyncConfidence(), judged(scores)) == 2 - 1
+    assert value(SyncOffset(), judged(scores)) == 0
+    only_right = np.full((4, 31), np.nan)
+    only_right[:, 14:16] = 1
+    for metric in (SyncAccuracy(), SyncConfidence(), SyncOffset()):
+        answer = metric.compute(judged(only_right))
+        assert isinstance(answer, NotComputed)
+        assert "too short" in answer.reason
+        assert isinstance(metric.compute(judged(np.empty((0, 31)))), NotComputed)
+
+
+def test_a_judge_that_hears_nothing_is_not_right_by_chance():
+    assert value(SyncAccuracy(), judged(np.ones((4, 31)))) == 0
+    assert value(SyncConfidence(), judged(np.ones((4, 31)))) == 0
+    assert isinstance(SyncOffset().compute(judged(np.ones((4, 31)))), NotComputed)
+
+
+def test_mouth_opening_is_the_inner_lips_distance():
+    points = (shape(2.0) + 40)[None].repeat(3, axis=0)
+    points[1, [61, 62, 63], 1] -= 6
+    points[2, 0] = np.nan
+    truth = TrackedFaces(points=points[:1].astype(np.float32))
+    opening = mouth_opening(TrackedFaces(points=points.astype(np.float32)), truth)
+    assert opening[1] - opening[0] == pytest.approx(6 / (2 * EYES), rel=1e-4)
+    assert np.isnan(opening[2])
+
+
+def test_faces_of_wide_frames_come_back_in_their_pixels():
+    wide = [np.concatenate([frame, picture(None, SIZE, 3)], axis=1) for frame in video(2)]
+    plain = track_faces(wide, DiscLandmarker(), side=SIZE)
+    enlarged = track_faces(wide, DiscLandmarker(), side=3 * SIZE)
+    np.testing.assert_allclose(plain.points, track_faces(video(2), DiscLandmarker(), side=SIZE).points, atol=0.01)
+    np.testing.assert_allclose(enlarged.points.mean(axis=1), plain.points.mean(axis=1), atol=0.1)

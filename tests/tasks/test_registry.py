@@ -140,7 +140,7 @@ def test_the_pyfunc_model_needs_no_checkout(tracking: TrackingSettings, register
         [sys.executable, str(script)], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert '"path":"made.mp4"' in done.stdout.replace("\\/", "/")
+    assert f'"path":"{tmp_path}/made.mp4"' in done.stdout.replace("\\/", "/")
     assert '"frames":6' in done.stdout
     assert (tmp_path / "made.mp4").stat().st_size > 500
     shutil.rmtree(tmp_path / "other")

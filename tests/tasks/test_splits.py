@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.data.splits import EmptySelection, filter_clips, hold_out, hold_out_videos, select
-from tasks.settings import FilterSettings, SplitSettings
+from tasks.data.splits import EmptySelection, choose_person, filter_clips, hold_out, hold_out_videos, select
+from tasks.settings import FilterSettings, PersonSettings, SplitSettings
 
 GOOD = {
     "face_px": 300.0,
@@ -78,21 +78,25 @@ def pool_frames(index: Index, selection: object) -> set[tuple[str, int]]:
     by=st.sampled_from(["identity", "video", "time"]),
     holdout=st.floats(0.01, 0.9),
     seed=st.integers(0, 5),
-    frames=st.lists(st.integers(2, 60), min_size=8, max_size=8),
+    frames=st.lists(st.integers(14, 60), min_size=8, max_size=8),
+    shortest=st.integers(1, 14),
 )
-def test_no_frame_is_on_both_sides_and_none_is_lost(by: str, holdout: float, seed: int, frames: list[int]) -> None:
+def test_no_frame_is_on_both_sides_and_none_is_lost(by: str, holdout: float, seed: int, frames: list[int], shortest: int) -> None:
+    frames[0] = 60
     index = Index([clip(f"id{n % 4}", f"v{n % 8 // 4}", n, num_frames=count) for n, count in enumerate(frames * 2)])
     split = SplitSettings(by=by, holdout=holdout, seed=seed)
-    clips = select(index, "clips", FilterSettings(), split)
+    filters = FilterSettings(min_frames=shortest)
+    clips = select(index, "clips", filters, split)
     train, held_out = clip_frames(clips.train), clip_frames(clips.held_out)
     assert not train & held_out
+    assert all(one.end - one.start >= shortest for one in clips.train + clips.held_out), "no window that a family cannot read"
     assert train | held_out == {(row["key"], frame) for row in index.rows for frame in range(row["num_frames"])}
     if by != "time":
         unit = {row["key"]: row[by] for row in index.rows}
         assert not {unit[key] for key, _ in train} & {unit[key] for key, _ in held_out}
     # Both views of one dataset are split at the same place: training on pools must not show held-out clip frames.
     index.pool_every = 1
-    pools = select(index, "keyframes", FilterSettings(), split)
+    pools = select(index, "keyframes", filters, split)
     assert not pool_frames(index, pools.train) & held_out
     assert not pool_frames(index, pools.held_out) & train
 
@@ -111,6 +115,19 @@ def test_growing_never_moves_a_training_unit_to_the_held_out_side(seed: int, hol
 
 def test_share_held_out_is_the_share_asked_for() -> None:
     assert len(hold_out([f"id{n}" for n in range(5000)], SplitSettings(holdout=0.1))) == pytest.approx(500, abs=80)
+
+
+@pytest.mark.parametrize("view", ["clips", "keyframes"])
+def test_what_is_spared_trains_nothing_and_is_not_held_out(view: str) -> None:
+    index = Index([clip(f"id{i}", f"v{v}", 0) for i in range(4) for v in range(2)])
+    whole = select(index, view, FilterSettings(), SplitSettings(by="video", holdout=0.5))  # type: ignore[arg-type]
+    spared = select(index, view, FilterSettings(), SplitSettings(by="video", holdout=0.5, spare=0.2))  # type: ignore[arg-type]
+    assert spared.held_out == whole.held_out
+    assert [sample.key for sample in spared.train] == [sample.key for sample in whole.train]
+    if view == "clips":
+        assert {(sample.start, sample.end) for sample in spared.train} == {(0, 40)}
+    else:
+        assert {sample.frames for sample in spared.train} == {(0, 1, 2, 3)}, "the frame at 40 is in the spared end"
 
 
 def test_seed_and_unit_kind_change_the_choice() -> None:
@@ -219,3 +236,71 @@ def test_selection_is_sorted_and_independent_of_row_order() -> None:
     first, second = (select(one, "clips", FilterSettings(), SplitSettings()) for one in (index, shuffled))
     assert first.train == second.train == tuple(sorted(first.train))
     assert first.held_out == second.held_out
+
+
+def test_only_the_named_people_are_used_and_the_others_are_counted() -> None:
+    split = select(many(), "clips", FilterSettings(identities=("id1", "id4")), SplitSettings(by="video", holdout=0.5))
+    assert {one.key.split("_")[0] for one in split.train + split.held_out} == {"id1", "id4"}
+    assert split.removed["identities"] == 16
+    assert "identities 16" in split.describe()
+
+
+def test_the_share_of_videos_is_that_of_the_named_people() -> None:
+    """Counted over all people, the share would be used up by others and leave the one person with nothing held out."""
+    for name in (f"id{n}" for n in range(6)):
+        split = select(many(), "clips", FilterSettings(identities=(name,)), SplitSettings(by="video", holdout=0.2))
+        assert len({one.key.rsplit("_", 1)[0] for one in split.held_out}) == 1
+
+
+def test_an_unknown_person_is_an_error_that_lists_some_who_are_there() -> None:
+    with pytest.raises(EmptySelection, match=r"filters\.identities: .*nobody named bob; there are: id00, .*id07 and 22 more"):
+        select(Index([clip(f"id{n:02d}", "v", n) for n in range(30)]), "clips", FilterSettings(identities=("id03", "bob")), SplitSettings())
+
+
+def test_nothing_left_of_a_person_says_what_removed_it() -> None:
+    index = Index([clip("a", "v", 0, has_audio=False), clip("b", "v", 1)])
+    with pytest.raises(EmptySelection, match=r"identities=\('a',\) removed 1, need_audio=True removed 1"):
+        select(index, "clips", FilterSettings(identities=("a",), need_audio=True), SplitSettings(by="time"))
+
+
+@pytest.mark.parametrize(
+    ("settings_", "filters", "name", "reason"),
+    [
+        (PersonSettings(), FilterSettings(), "b", "most usable frames of 4 people"),
+        (PersonSettings(), FilterSettings(need_audio=True), "a", "most usable frames of 3 people"),
+        (PersonSettings(), FilterSettings(identities=("d",)), "d", "the only one"),
+        (PersonSettings(identity="d"), FilterSettings(), "d", "person.identity"),
+    ],
+)
+def test_the_person_is_the_named_or_only_one_or_the_one_with_most_usable_frames(
+    settings_: PersonSettings, filters: FilterSettings, name: str, reason: str
+) -> None:
+    rows = [clip("d", "v", 0), clip("a", "v", 0, num_frames=80), clip("a", "w", 1, num_frames=20), clip("c", "v", 0, num_frames=100)]
+    rows += [clip("b", "v", 0, num_frames=500, has_audio=False), clip("d", "v", 1, num_frames=900, yaw_p95=80.0)]
+    chosen = choose_person(Index(rows), filters, settings_)
+    assert (chosen.identity, reason in chosen.reason) == (name, True)
+    assert chosen.frames == {"b": 500, "a": 100, "d": 50}[name]
+
+
+def test_a_person_who_is_not_there_or_not_allowed_is_named() -> None:
+    with pytest.raises(EmptySelection, match=r"person\.identity: .*nobody named zoe; there are: id0, "):
+        choose_person(many(), FilterSettings(), PersonSettings(identity="zoe"))
+    with pytest.raises(EmptySelection, match=r"person\.identity=id1 is not among filters\.identities \(id2\)"):
+        choose_person(many(), FilterSettings(identities=("id2",)), PersonSettings(identity="id1"))
+
+
+def test_clips_too_short_to_be_parted_train_and_where_all_are_the_error_says_how_long_they_must_be() -> None:
+    index = Index([clip("a", "v", 0, num_frames=19), clip("a", "v", 1, num_frames=20), clip("a", "v", 2, num_frames=100)])
+    split = select(index, "clips", FilterSettings(min_frames=10), SplitSettings(by="time", holdout=0.2))
+    assert [(one.start, one.end) for one in split.train] == [(0, 19), (0, 10), (0, 80)]
+    assert [(one.start, one.end) for one in split.held_out] == [(10, 20), (80, 100)]
+    index.rows = index.rows[:1]
+    with pytest.raises(EmptySelection, match=r"person\.split\.by=time.*each side needs a part of 10 frames.*the longest clip has 19"):
+        select(index, "clips", FilterSettings(min_frames=10), SplitSettings(by="time"), prefix="person.split")
+
+
+def test_half_given_settings_of_a_person_keep_the_other_defaults() -> None:
+    split = PersonSettings.model_validate({"split": {"by": "video"}}).split
+    assert (split.by, split.holdout) == ("video", 0.2)
+    with pytest.raises(ValueError, match="by time or by video"):
+        PersonSettings.model_validate({"split": {"by": "identity"}})

@@ -121,7 +121,7 @@ def test_outputs_and_progress(tmp_path: Path) -> None:
     assert TrainOutcome.read(tmp_path) == outcome
     curves = read_curves(tmp_path)
     assert [step for step, _ in curves["train/loss"]] == [2, 4, 6, 8, 10]
-    assert [step for step, _ in curves["validation/loss"]] == [4, 8, 10]
+    assert [step for step, _ in curves["validation/loss"]] == [3, 4, 6, 8, 9, 10], "on schedule, and at every checkpoint"
     assert outcome.metrics["validation/loss"] == curves["validation/loss"][-1][1]
     assert 0 <= outcome.data_wait_share <= 1
     assert outcome.samples_per_second > 0
@@ -194,6 +194,35 @@ def test_kept_are_the_newest_and_the_best(tmp_path: Path) -> None:
     for step, loss in enumerate([0.9, 0.2, 0.5, 0.4, 0.8], start=1):
         checkpoints.save(tmp_path, step=step, state={"x": torch.ones(2)}, identity={}, loss=loss, code="c", keep=2)
     assert [checkpoint.step for checkpoint in checkpoints.checkpoints(tmp_path)] == [2, 4, 5]
+
+
+def test_the_loss_of_a_checkpoint_is_that_of_its_own_networks(tmp_path: Path) -> None:
+    fit(request_of(tmp_path, steps=7), stop=stop_after(5))
+    assert checkpoints.checkpoints(tmp_path)[-1].loss is None, "written to stop soon, not validated"
+    fit(request_of(tmp_path, steps=7))
+    curve = dict(read_curves(tmp_path)["validation/loss"])
+    found = {checkpoint.step: checkpoint.loss for checkpoint in checkpoints.checkpoints(tmp_path)}
+    assert found[7] == curve[7]
+    assert all(loss == curve[step] for step, loss in found.items() if loss is not None)
+    best = checkpoints.best(tmp_path)
+    assert best is not None
+    assert best.loss == min(curve[step] for step in (3, 6, 7))
+
+
+def test_the_best_networks_can_be_exported_also_afterwards(tmp_path: Path) -> None:
+    """Steps this large make the loss grow again, so that last and best are not the same."""
+    wild = {"rate": 3.0, "noise": 0.0}
+    last = fit(request_of(tmp_path, config=wild))
+    kept = checkpoints.best(tmp_path)
+    assert kept is not None
+    assert kept.step < 10
+    assert json.loads((last.export / "run.json").read_text())["step"] == 10
+    for _ in range(2):  # a finished run exports anew where it is asked for the other networks, and then nothing is left to do
+        best = fit(request_of(tmp_path, config=wild, export="best"))
+        record = json.loads((best.export / "run.json").read_text())
+        assert (best.step, record["step"], record["train"]["export"]) == (10, kept.step, "best")
+        assert same(dict(torch.load(best.export / "line.pt")), dict(kept.load()["training"]["module"]))
+    assert checkpoints.checkpoints(tmp_path)[-1].step == 10
 
 
 def test_half_written_and_damaged_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

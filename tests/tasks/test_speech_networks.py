@@ -1,4 +1,4 @@
-"""Hidden states: one row per frame for any length, aligned, and what long tracks and missing weights do."""
+"""Rows of speech networks: one row per frame for any length, aligned, and what long tracks and missing weights do."""
 
 from __future__ import annotations
 
@@ -12,15 +12,30 @@ from hypothesis import strategies as st
 
 from models.views import SAMPLES_PER_FRAME
 from models.weights import CorruptWeights, MissingWeights, WeightsStore
-from tasks.preprocessing.wav2vec import PADDING, default_store, hidden_states, load_wav2vec, plan_windows, wav2vec_version
-from tasks.settings import Wav2VecSettings
+from tasks.preprocessing.speech_networks import (
+    PADDING,
+    default_store,
+    load_network,
+    network_version,
+    plan_windows,
+    random_config,
+    speech_rows,
+)
+from tasks.settings import HubertSettings, SpeechSettings, Wav2VecSettings
 
 RANDOM = Wav2VecSettings(init="random")
+HUBERT = HubertSettings(init="random")
+BOTH = pytest.mark.parametrize("kind", [RANDOM, HUBERT], ids=lambda kind: kind.feature)
 
 
 @pytest.fixture(scope="module")
-def model() -> torch.nn.Module:
-    return load_wav2vec(RANDOM)
+def networks() -> dict[str, torch.nn.Module]:
+    return {settings.feature: load_network(settings) for settings in (RANDOM, HUBERT)}
+
+
+@pytest.fixture
+def model(networks: dict[str, torch.nn.Module]) -> torch.nn.Module:
+    return networks["wav2vec"]
 
 
 def sound(frames: int, seed: int = 0) -> np.ndarray:
@@ -50,11 +65,14 @@ def test_kept_parts_tile_the_track(frames: int, window: int, context: int) -> No
         assert piece.end == frames or piece.end - piece.keep_end >= context
 
 
+@BOTH
 @settings(deadline=None, max_examples=25)
 @given(frames=st.one_of(st.integers(1, 12), st.integers(13, 90)), window=st.sampled_from([12, 31, 750]))
-def test_any_track_has_exactly_one_row_per_frame(model: torch.nn.Module, frames: int, window: int) -> None:
-    rows = hidden_states(sound(frames), model, window=window, context=4)
-    assert rows.shape == (frames, RANDOM.random_layers, RANDOM.random_width)
+def test_any_track_has_exactly_one_row_per_frame(
+    networks: dict[str, torch.nn.Module], kind: SpeechSettings, frames: int, window: int
+) -> None:
+    rows = speech_rows(sound(frames), networks[kind.feature], window=window, context=4)
+    assert rows.shape == (frames, 2 if kind is HUBERT else kind.random_layers, kind.random_width)
     assert rows.dtype == np.float16
     assert np.isfinite(rows).all()
 
@@ -62,11 +80,12 @@ def test_any_track_has_exactly_one_row_per_frame(model: torch.nn.Module, frames:
 @pytest.mark.parametrize("size", [0, 1, 639, 641, 640 * 3 - 1])
 def test_a_length_that_is_no_whole_number_of_frames_is_refused(model: torch.nn.Module, size: int) -> None:
     with pytest.raises(ValueError, match="positive multiple of 640"):
-        hidden_states(np.zeros(size, np.float32), model)
+        speech_rows(np.zeros(size, np.float32), model)
 
 
-def test_silence_is_finite(model: torch.nn.Module) -> None:
-    assert np.isfinite(hidden_states(np.zeros(640 * 5, np.float32), model)).all()
+def test_silence_is_finite(networks: dict[str, torch.nn.Module]) -> None:
+    for model in networks.values():
+        assert np.isfinite(speech_rows(np.zeros(640 * 5, np.float32), model)).all()
 
 
 def test_rows_are_the_layers_of_the_network_averaged_over_a_frame_s_two_tokens(model: torch.nn.Module) -> None:
@@ -74,7 +93,7 @@ def test_rows_are_the_layers_of_the_network_averaged_over_a_frame_s_two_tokens(m
     seen: list[torch.Tensor] = []
     hooks = [layer.register_forward_hook(lambda module, inputs, output: seen.append(output)) for layer in model.encoder.layers]
     waveform = sound(7)
-    rows = hidden_states(waveform, model)
+    rows = speech_rows(waveform, model)
     for hook in hooks:
         hook.remove()
     layers = torch.stack([output[0] if isinstance(output, tuple) else output for output in seen])[:, 0]
@@ -83,8 +102,21 @@ def test_rows_are_the_layers_of_the_network_averaged_over_a_frame_s_two_tokens(m
     assert np.abs(rows.astype(np.float32) - expected.transpose(0, 1).numpy()).max() < 2e-3
 
 
-def test_row_f_is_centred_on_frame_f(model: torch.nn.Module) -> None:
+def test_hubert_rows_are_both_tokens_of_a_frame_as_its_ctc_head_sees_them(networks: dict[str, torch.nn.Module]) -> None:
+    """Against a hook on the last norm, which the published network has after its last layer."""
+    seen: list[torch.Tensor] = []
+    model = networks["hubert"]
+    hook = model.encoder.layer_norm.register_forward_hook(lambda module, inputs, output: seen.append(output[0]))
+    rows = speech_rows(sound(7), model)
+    hook.remove()
+    assert [list(output.shape) for output in seen] == [[14, 32]]
+    assert np.array_equal(rows.reshape(14, 32), seen[0].to(torch.float16).numpy())
+
+
+@BOTH
+def test_row_f_is_centred_on_frame_f(networks: dict[str, torch.nn.Module], kind: SpeechSettings) -> None:
     """What the convolutions see of a click, before attention mixes time: an error of one frame would show."""
+    model = networks[kind.feature]
     for frame in (0, 10, 29):
         waveform = np.zeros(640 * 30, np.float32)
         padded = np.pad(waveform, PADDING)
@@ -100,16 +132,18 @@ def test_row_f_is_centred_on_frame_f(model: torch.nn.Module) -> None:
         assert int(change.argmax()) == frame
 
 
-def test_loudness_changes_nothing(model: torch.nn.Module) -> None:
-    loud, quiet = (hidden_states(gain * sound(20), model).astype(np.float32) for gain in (1.0, 0.05))
+@BOTH
+def test_loudness_changes_nothing(networks: dict[str, torch.nn.Module], kind: SpeechSettings) -> None:
+    loud, quiet = (speech_rows(gain * sound(20), networks[kind.feature]).astype(np.float32) for gain in (1.0, 0.05))
     assert np.abs(loud - quiet).max() < 0.02
 
 
-def test_a_long_track_in_windows_agrees_with_one_pass(model: torch.nn.Module) -> None:
+@BOTH
+def test_a_long_track_in_windows_agrees_with_one_pass(networks: dict[str, torch.nn.Module], kind: SpeechSettings) -> None:
     """Attention and group norm see another stretch of sound, so agreement is near, not exact; time must not shift at all."""
-    waveform = sound(1600, seed=3)
-    whole = hidden_states(waveform, model, window=1600).astype(np.float32)
-    pieces = hidden_states(waveform, model).astype(np.float32)
+    waveform, model = sound(1600, seed=3), networks[kind.feature]
+    whole = speech_rows(waveform, model, window=1600).astype(np.float32)
+    pieces = speech_rows(waveform, model).astype(np.float32)
     assert pieces.shape == whole.shape
     error = np.sqrt(((pieces - whole) ** 2).mean(axis=(1, 2)))
     assert error.max() < 0.01, "of rows with a standard deviation of about 0.8; 0.0036 was measured, 0.07 with too little context"
@@ -124,7 +158,7 @@ def test_each_window_is_normalised_by_the_whole_track(model: torch.nn.Module) ->
     padded = np.pad(waveform, PADDING)
     seen: list[torch.Tensor] = []
     hook = model.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
-    hidden_states(waveform, model, window=60, context=5)
+    speech_rows(waveform, model, window=60, context=5)
     hook.remove()
     assert len(seen) == 4
     assert float(seen[-1].std()) < 1e-2 < 0.5 < float(seen[0].std())
@@ -132,13 +166,16 @@ def test_each_window_is_normalised_by_the_whole_track(model: torch.nn.Module) ->
     assert padded.size == 200 * 640 + 2 * PADDING
 
 
-def test_random_network_is_the_same_every_time_and_leaves_the_global_generator_alone(model: torch.nn.Module) -> None:
+@BOTH
+def test_random_network_is_the_same_every_time_and_leaves_the_global_generator_alone(
+    networks: dict[str, torch.nn.Module], kind: SpeechSettings
+) -> None:
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    again = load_wav2vec(RANDOM)
+    again = load_network(kind)
     assert torch.equal(torch.rand(3), expected)
-    assert all(torch.equal(one, two) for one, two in zip(model.parameters(), again.parameters(), strict=True))
+    assert all(torch.equal(one, two) for one, two in zip(networks[kind.feature].parameters(), again.parameters(), strict=True))
     assert not again.training
     assert not any(parameter.requires_grad for parameter in again.parameters())
 
@@ -147,8 +184,6 @@ def test_published_layout_loads_and_version_follows_the_bytes(tmp_path: Path) ->
     """A CTC checkpoint, as the hub has it: a prefix on every name, a head on top, old names of the weight norm."""
     from safetensors.torch import load_file, save_file
     from transformers import Wav2Vec2Config, Wav2Vec2ForCTC
-
-    from tasks.preprocessing.wav2vec import random_config
 
     torch.manual_seed(1)
     ctc = Wav2Vec2ForCTC(Wav2Vec2Config(**random_config(RANDOM), vocab_size=32)).eval()
@@ -161,60 +196,114 @@ def test_published_layout_loads_and_version_follows_the_bytes(tmp_path: Path) ->
     assert any(name.endswith("weight_g") for name in old)
     save_file(old, tmp_path / "model.safetensors", metadata={"format": "pt"})
     explicit = Wav2VecSettings(path=str(tmp_path))
-    rows = hidden_states(sound(9), load_wav2vec(explicit))
-    assert np.array_equal(rows, hidden_states(sound(9), ctc.wav2vec2))
+    rows = speech_rows(sound(9), load_network(explicit))
+    assert np.array_equal(rows, speech_rows(sound(9), ctc.wav2vec2))
 
-    version = wav2vec_version(explicit)
-    assert version != wav2vec_version(RANDOM) != wav2vec_version(Wav2VecSettings())
-    assert wav2vec_version(explicit.model_copy(update={"device": "cpu"})) == version
+    version = network_version(explicit)
+    assert version != network_version(RANDOM) != network_version(Wav2VecSettings())
+    assert network_version(explicit.model_copy(update={"device": "cpu"})) == version
     del old["wav2vec2.encoder.layers.0.attention.k_proj.weight"]
     save_file(old, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    assert wav2vec_version(explicit) != version
+    assert network_version(explicit) != version
     with pytest.raises(CorruptWeights, match="k_proj"):
-        load_wav2vec(explicit)
+        load_network(explicit)
+
+
+def test_hubert_is_published_as_a_pickle_that_is_read_without_running_it(tmp_path: Path) -> None:
+    from transformers import HubertConfig, HubertForCTC
+
+    torch.manual_seed(1)
+    ctc = HubertForCTC(HubertConfig(**random_config(HUBERT), vocab_size=32)).eval()
+    ctc.config.save_pretrained(tmp_path)
+    old = {
+        name.replace("parametrizations.weight.original0", "weight_g").replace("parametrizations.weight.original1", "weight_v"): value
+        for name, value in ctc.state_dict().items()
+    }
+    torch.save(old, tmp_path / "pytorch_model.bin")
+    explicit = HubertSettings(path=str(tmp_path))
+    assert np.array_equal(speech_rows(sound(9), load_network(explicit)), speech_rows(sound(9), ctc.hubert))
+    assert network_version(explicit).startswith("hubert/1 path@")
+    with pytest.raises(CorruptWeights, match="holds a network of the kind hubert, not wav2vec2"):
+        load_network(Wav2VecSettings(path=str(tmp_path)))
+
+    torch.save({**old, "evil": Evil(tmp_path / "run")}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(CorruptWeights, match=r"pytorch_model\.bin is not a readable weights file"):
+        load_network(explicit)
+    assert not (tmp_path / "run").exists()
+    for file in ("pytorch_model.bin", "model.safetensors"):
+        (tmp_path / file).write_bytes(b"half a download")
+        with pytest.raises(CorruptWeights, match=rf"{file} is not a readable weights file"):
+            load_network(explicit)
+
+
+class Evil:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[Path]]:
+        return Path.touch, (self.path,)
 
 
 def test_missing_weights_offline_fail_at_once_with_the_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("TALKING_HEADS_WORKSPACE", str(tmp_path))
-    with pytest.raises(MissingWeights) as raised:
-        load_wav2vec(Wav2VecSettings(), default_store())
-    message = str(raised.value)
-    for part in ("config.json", "model.safetensors", str(tmp_path / "weights" / "wav2vec2-base-960h"), "init=random", "wav2vec=null"):
-        assert part in message
-    assert "\n" not in message
+    for kind, name, file in (
+        (Wav2VecSettings(), "wav2vec2-base-960h", "model.safetensors"),
+        (HubertSettings(), "hubert-large-ls960-ft", "pytorch_model.bin"),
+    ):
+        with pytest.raises(MissingWeights) as raised:
+            load_network(kind, default_store())
+        message = str(raised.value)
+        for part in ("config.json", file, str(tmp_path / "weights" / name), f"{kind.feature}.init=random", f"{kind.feature}=null"):
+            assert part in message
+        assert "\n" not in message
 
-    with pytest.raises(MissingWeights, match=r"nowhere: config.json and model.safetensors not found.*wav2vec.init=random"):
-        load_wav2vec(Wav2VecSettings(path=str(tmp_path / "nowhere")))
+    with pytest.raises(
+        MissingWeights, match=r"nowhere has no config.json and no model.safetensors or pytorch_model.bin.*hubert.init=random"
+    ):
+        load_network(HubertSettings(path=str(tmp_path / "nowhere")))
     with pytest.raises(MissingWeights, match=r"not in the table.*wav2vec.path=FOLDER"):
-        load_wav2vec(Wav2VecSettings(hub_id="somebody/else"))
+        load_network(Wav2VecSettings(hub_id="somebody/else"))
 
 
-def test_hugging_face_cache_is_used_before_a_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    load_wav2vec(RANDOM).save_pretrained(tmp_path / "model")
-    asked = Wav2VecSettings()
+@BOTH
+def test_hugging_face_cache_is_used_before_a_download(
+    networks: dict[str, torch.nn.Module], kind: SpeechSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = networks[kind.feature]
+    model.config.save_pretrained(tmp_path / "model")
+    if kind is HUBERT:
+        torch.save(model.state_dict(), tmp_path / "model" / "pytorch_model.bin")
+    else:
+        model.save_pretrained(tmp_path / "model")
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda repo, name, revision: str(tmp_path / "model" / name))
     store = WeightsStore(root=tmp_path / "weights", offline=True)
-    load_wav2vec(asked, store)
-    assert store.tags()["weights.wav2vec2-base-960h"] == "pretrained"
-    assert len(store.tags()["weights.wav2vec2-base-960h.sha256"]) == 64
+    load_network(type(kind)(), store)
+    (name,) = store.used
+    assert name in {"wav2vec2-base-960h", "hubert-large-ls960-ft"}
+    assert store.tags()[f"weights.{name}"] == "pretrained"
+    assert len(store.tags()[f"weights.{name}.sha256"]) == 64
 
 
 def test_random_choice_is_recorded_for_the_run_s_tags(tmp_path: Path) -> None:
     store = WeightsStore(root=tmp_path, offline=True)
-    load_wav2vec(RANDOM, store)
+    load_network(RANDOM, store)
     assert store.tags()["weights.wav2vec2-base-960h"] == "random"
 
 
 def test_versions_differ_with_everything_that_changes_rows() -> None:
     versions = {
-        wav2vec_version(one)
+        network_version(one)
         for one in (
             RANDOM,
             Wav2VecSettings(init="random", random_layers=4),
             Wav2VecSettings(init="random", random_width=48),
             Wav2VecSettings(),
             Wav2VecSettings(revision="other"),
+            HUBERT,
+            HubertSettings(),
         )
     }
-    assert len(versions) == 5
+    assert len(versions) == 7

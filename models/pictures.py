@@ -1,4 +1,4 @@
-"""A labelled grid of pictures, for previews."""
+"""Pictures as tensors, and as a labelled grid for previews."""
 
 from __future__ import annotations
 
@@ -6,12 +6,19 @@ from collections.abc import Mapping
 
 import cv2
 import numpy as np
+import torch
+from torch import Tensor
 
 from models.views import Image
 
 HEADER = 24
 GAP = 4
 SMALLEST_CELL = 128
+
+
+def to_tensor(image: Image) -> Tensor:
+    """uint8 [..., H, W, 3] -> uint8 [..., 3, H, W]."""
+    return torch.from_numpy(np.ascontiguousarray(np.moveaxis(image, -1, -3)))
 
 
 def labelled_grid(columns: Mapping[str, Image]) -> Image:

@@ -1,13 +1,15 @@
-"""wav2vec2 hidden states of a waveform: every layer, exactly one row per video frame.
+"""What wav2vec2 and HuBERT make of a waveform: exactly one row per video frame.
 
-A frame is 640 samples, the network's stride 320: after 40 samples of padding on each side, 640 * F samples give
-exactly 2 F tokens, whose pairs (2f, 2f + 1) are centred on frame f. Nothing is interpolated, nothing drifts
-(spec/loopy.md, "Audio").
+The two hear alike. A frame is 640 samples, the networks' stride 320: after 40 samples of padding on each side, 640 * F
+samples give exactly 2 F tokens, whose pairs (2f, 2f + 1) are centred on frame f. Nothing is interpolated, nothing drifts
+(spec/loopy.md, "Audio"). Of wav2vec2 every layer is kept and a frame's two tokens are averaged; of HuBERT the last hidden
+state is kept, both tokens of it (spec/synctalk.md, "Audio").
 """
 
 from __future__ import annotations
 
 import os
+import pickle
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +20,13 @@ import numpy.typing as npt
 
 from models.views import SAMPLES_PER_FRAME
 from models.weights import TABLE, CorruptWeights, MissingWeights, PretrainedWeights, UsedWeights, WeightsStore, sha256_of
-from tasks.settings import Wav2VecSettings, fingerprint_of
+from tasks.settings import SpeechSettings, fingerprint_of
 
 if TYPE_CHECKING:
-    from transformers import Wav2Vec2Model
+    from transformers import PreTrainedModel
 
-FEATURE = "wav2vec"
-"""Name of the feature in datasets, clips and stages."""
+TOKENS = 2
+"""Tokens of a frame."""
 
 PADDING = 40
 """Samples on each side: (640 F + 2 * 40 - 400) / 320 + 1 = 2 F, for a receptive field of 400 and a stride of 320."""
@@ -39,9 +41,12 @@ with 25 frames the rows at the seams were off by up to 0.09 of their standard de
 METHOD = 1
 """Raise it when the same weights and sound would give other rows: it is part of every fingerprint."""
 
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+"""Files that hold a network's weights, better ones first; the second is read without running what it may carry."""
+
 RANDOM_SEED = 0
 RANDOM_CHANNELS = 32
-"""Channels of the random network's convolutions (the pretrained one has 512)."""
+"""Channels of the random network's convolutions (the pretrained ones have 512)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,14 +81,14 @@ def plan_windows(frames: int, *, window: int = WINDOW_FRAMES, context: int = CON
         kept = keep_end
 
 
-def hidden_states(
-    waveform: npt.NDArray[np.float32], model: Wav2Vec2Model, *, window: int = WINDOW_FRAMES, context: int = CONTEXT_FRAMES
+def speech_rows(
+    waveform: npt.NDArray[np.float32], model: PreTrainedModel, *, window: int = WINDOW_FRAMES, context: int = CONTEXT_FRAMES
 ) -> npt.NDArray[np.float16]:
-    """All hidden layers of a track.
+    """The rows of a track.
 
-    The whole track is normalised at once (mean 0, variance 1), so that windows agree about loudness. Attention and the
-    first layer's group norm look at a whole window, hence rows of a track longer than one window differ slightly from
-    those of one pass: by at most 4 % of their standard deviation where it was measured (random network, real speech).
+    The whole track is normalised at once (mean 0, variance 1), so that windows agree about loudness. Attention and
+    wav2vec2's group norm look at a whole window, hence rows of a track longer than one window differ slightly from
+    those of one pass: by at most 4 % of their standard deviation where it was measured (random wav2vec2, real speech).
 
     Args:
         waveform: float32 [640 * F], 16 kHz mono.
@@ -92,8 +97,8 @@ def hidden_states(
         context: frames of real sound on both sides of the kept part of a window.
 
     Returns:
-        float16 [F, layers, width]: the mean of each frame's two tokens, layers in the order of the network without its
-        input embedding.
+        float16. wav2vec2: [F, layers, width], the mean of each frame's two tokens, layers in the order of the network
+        without its input embedding. HuBERT: [F, 2, width], each frame's two tokens of the last hidden state.
 
     Raises:
         ValueError: the length is no positive multiple of 640, or the network overflowed.
@@ -107,25 +112,30 @@ def hidden_states(
     normalised = (exact - exact.mean()) / np.sqrt(exact.var() + 1e-7)
     padded = np.pad(normalised, PADDING).astype(np.float32)
     config = model.config
-    rows = np.empty((frames, config.num_hidden_layers, config.hidden_size), np.float16)
+    last = config.model_type == "hubert"
+    layers = 1 if last else config.num_hidden_layers
+    rows = np.empty((frames, TOKENS if last else layers, config.hidden_size), np.float16)
     device = next(model.parameters()).device
     for piece in plan_windows(frames, window=window, context=context):
         samples = padded[piece.start * SAMPLES_PER_FRAME : piece.end * SAMPLES_PER_FRAME + 2 * PADDING]
         with torch.inference_mode():
-            states = model(torch.from_numpy(samples)[None].to(device), output_hidden_states=True).hidden_states[1:]
+            made = model(torch.from_numpy(samples)[None].to(device), output_hidden_states=not last)
+            # Of HuBERT not `hidden_states[-1]`: the large one normalises once more after its last layer.
+            states = [made.last_hidden_state] if last else made.hidden_states[1:]
             tokens = torch.stack([state[0] for state in states], dim=1)
             length = piece.end - piece.start
-            if tokens.shape[:2] != (2 * length, config.num_hidden_layers):
+            if tokens.shape[:2] != (TOKENS * length, layers):
                 raise ValueError(f"the network made {tuple(tokens.shape)} of {length} frames: its strides or layers are not wav2vec2's")
-            pairs = tokens.unflatten(0, (length, 2)).mean(dim=1).to(torch.float16)
-        kept = pairs[piece.keep_start - piece.start : piece.keep_end - piece.start]
+            pairs = tokens.unflatten(0, (length, TOKENS))
+            heard = (pairs[:, :, 0] if last else pairs.mean(dim=1)).to(torch.float16)
+        kept = heard[piece.keep_start - piece.start : piece.keep_end - piece.start]
         rows[piece.keep_start : piece.keep_end] = kept.cpu().numpy()
     if not np.isfinite(rows).all():
-        raise ValueError("wav2vec hidden states overflow float16")
+        raise ValueError(f"{config.model_type} hidden states overflow float16")
     return rows
 
 
-def wav2vec_version(settings: Wav2VecSettings) -> str:
+def network_version(settings: SpeechSettings) -> str:
     """What makes the rows what they are, for fingerprints; needs no weights unless `path` names some.
 
     Raises:
@@ -134,14 +144,14 @@ def wav2vec_version(settings: Wav2VecSettings) -> str:
     if settings.init == "random":
         source = f"random@{fingerprint_of(random_config(settings))[:16]}"
     elif settings.path:
-        source = f"path@{sha256_of(_explicit(settings.path) / 'model.safetensors')[:16]}"
+        source = f"path@{sha256_of(_weights_file(_explicit(settings)))[:16]}"
     else:
         source = f"{settings.hub_id}@{settings.revision}"
-    return f"wav2vec2/{METHOD} {source}"
+    return f"{settings.network}/{METHOD} {source}"
 
 
-def random_config(settings: Wav2VecSettings) -> dict[str, Any]:
-    """Settings of the small random network: the strides and kernels of the real one, few channels."""
+def random_config(settings: SpeechSettings) -> dict[str, Any]:
+    """Settings of the small random network: the strides, kernels and norms of the real one, few channels."""
     width = settings.random_width
     return {
         "hidden_size": width,
@@ -151,10 +161,11 @@ def random_config(settings: Wav2VecSettings) -> dict[str, Any]:
         "conv_dim": [RANDOM_CHANNELS] * 7,
         "mask_time_prob": 0.0,
         "layerdrop": 0.0,
+        **({"do_stable_layer_norm": True, "feat_extract_norm": "layer", "conv_bias": True} if settings.network == "hubert" else {}),
     }
 
 
-def load_wav2vec(settings: Wav2VecSettings, store: WeightsStore | None = None) -> Wav2Vec2Model:
+def load_network(settings: SpeechSettings, store: WeightsStore | None = None) -> PreTrainedModel:
     """The network, frozen and in eval mode, on the device of the settings.
 
     Args:
@@ -163,10 +174,10 @@ def load_wav2vec(settings: Wav2VecSettings, store: WeightsStore | None = None) -
 
     Raises:
         MissingWeights: pretrained, not here, and offline or not to be downloaded; says what to do.
-        CorruptWeights: the files lack parts of the network.
+        CorruptWeights: the files lack parts of the network, are of another one, or can't be read safely.
     """
     import torch
-    from transformers import Wav2Vec2Config, Wav2Vec2Model
+    from transformers import AutoConfig, AutoModel
 
     store = default_store() if store is None else store
     if settings.init == "random":
@@ -175,33 +186,34 @@ def load_wav2vec(settings: Wav2VecSettings, store: WeightsStore | None = None) -
             store.record(row.name, "random")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(RANDOM_SEED)
-            model = Wav2Vec2Model(Wav2Vec2Config(**random_config(settings)))
+            model: PreTrainedModel = AutoModel.from_config(AutoConfig.for_model(settings.network, **random_config(settings)))
     else:
-        model = _load_folder(find_wav2vec(settings, store))
+        model = _load_folder(find_network(settings, store), settings.network)
     device = settings.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    return model.eval().requires_grad_(False).to(device)
+    model.eval().requires_grad_(False).to(device)
+    return model
 
 
-def find_wav2vec(settings: Wav2VecSettings, store: WeightsStore) -> Path:
-    """The folder with config.json and model.safetensors: explicit path, weights folder, Hugging Face cache, download.
+def find_network(settings: SpeechSettings, store: WeightsStore) -> Path:
+    """The folder with config.json and weights: explicit path, weights folder, Hugging Face cache, download.
 
     Raises:
-        MissingWeights: as `load_wav2vec`.
+        MissingWeights: as `load_network`.
     """
     if settings.path:
-        return _explicit(settings.path)
+        return _explicit(settings)
     row = _declared(settings)
     if row is None:
         raise MissingWeights(
-            f"wav2vec.hub_id={settings.hub_id} at revision {settings.revision} is not in the table of pretrained weights: "
-            f"download its config.json and model.safetensors into a folder and give it as wav2vec.path=FOLDER"
+            f"{settings.feature}.hub_id={settings.hub_id} at revision {settings.revision} is not in the table of pretrained weights: "
+            f"download its config.json and {' or '.join(WEIGHTS)} into a folder and give it as {settings.feature}.path=FOLDER"
         )
     if store.find(row.name) is None:
-        cached = _hub_cache(settings)
+        cached = _hub_cache(row)
         if cached is not None:
-            store.used[row.name] = UsedWeights(origin="pretrained", sha256=sha256_of(cached / "model.safetensors"))
+            store.used[row.name] = UsedWeights(origin="pretrained", sha256=sha256_of(_weights_file(cached)))
             return cached
     return store.resolve(row.name)
 
@@ -212,38 +224,55 @@ def default_store() -> WeightsStore:
     return WeightsStore(root=Path(os.environ.get("TALKING_HEADS_WORKSPACE", "workspace")) / "weights", offline=offline)
 
 
-def _declared(settings: Wav2VecSettings) -> PretrainedWeights | None:
+def _declared(settings: SpeechSettings) -> PretrainedWeights | None:
     """The row of the table of pretrained weights that these settings mean."""
     return next((row for row in TABLE.values() if (row.hub_id, row.revision) == (settings.hub_id, settings.revision)), None)
 
 
-def _explicit(path: str) -> Path:
-    folder = Path(path)
-    missing = [name for name in ("config.json", "model.safetensors") if not (folder / name).is_file()]
+def _explicit(settings: SpeechSettings) -> Path:
+    folder, name = Path(str(settings.path)), settings.feature
+    missing = [] if (folder / "config.json").is_file() else ["config.json"]
+    if not _weights_file(folder).is_file():
+        missing.append(" or ".join(WEIGHTS))
     if missing:
         raise MissingWeights(
-            f"wav2vec.path={path}: {' and '.join(missing)} not found in it; put them there, or do without: "
-            f"wav2vec.init=random (untrained, tagged) or wav2vec=null (no speech features)"
+            f"{name}.path={settings.path} has no {' and no '.join(missing)}; put them there, or do without: "
+            f"{name}.init=random (untrained, tagged) or {name}=null (no such speech features)"
         )
     return folder
 
 
-def _hub_cache(settings: Wav2VecSettings) -> Path | None:
+def _weights_file(folder: Path) -> Path:
+    """The weights in a network's folder; the last choice where there are none."""
+    return next((folder / name for name in WEIGHTS if (folder / name).is_file()), folder / WEIGHTS[-1])
+
+
+def _hub_cache(row: PretrainedWeights) -> Path | None:
     from huggingface_hub import try_to_load_from_cache
 
-    paths = [try_to_load_from_cache(settings.hub_id, name, revision=settings.revision) for name in ("config.json", "model.safetensors")]
+    names = ("config.json", row.files[-1].name)
+    paths = [try_to_load_from_cache(str(row.hub_id), name, revision=row.revision) for name in names]
     found = [Path(path) for path in paths if isinstance(path, str)]
     return found[0].parent if len(found) == len(paths) else None
 
 
-def _load_folder(folder: Path) -> Wav2Vec2Model:
-    from transformers import Wav2Vec2Model
+def _load_folder(folder: Path, network: str) -> PreTrainedModel:
+    from safetensors import SafetensorError
+    from transformers import AutoConfig, AutoModel
 
-    loaded: Any = Wav2Vec2Model.from_pretrained(folder, use_safetensors=True, local_files_only=True, output_loading_info=True)
-    model: Wav2Vec2Model = loaded[0]
+    kind = AutoConfig.from_pretrained(folder, local_files_only=True).model_type
+    if kind != network:
+        raise CorruptWeights(f"{folder} holds a network of the kind {kind}, not {network}")
+    weights = _weights_file(folder)
+    options: dict[str, Any] = {"use_safetensors": weights.suffix == ".safetensors", "weights_only": True, "local_files_only": True}
+    try:
+        loaded: Any = AutoModel.from_pretrained(folder, **options, output_loading_info=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, LookupError, ValueError) as error:
+        raise CorruptWeights(f"{weights} is not a readable weights file: {error}") from error
+    model: PreTrainedModel = loaded[0]
     report = loaded[1]
     # The mask embedding is used in training only; the published CTC checkpoints lack it. Anything else would be random.
     missing = sorted(set(report["missing_keys"]) - {"masked_spec_embed"})
     if missing or report["mismatched_keys"]:
-        raise CorruptWeights(f"{folder} is no complete wav2vec2 network; it lacks {', '.join(missing[:5]) or 'parts of the right shape'}")
+        raise CorruptWeights(f"{folder} is no complete {network} network; it lacks {', '.join(missing[:5]) or 'parts of the right shape'}")
     return model

@@ -1,0 +1,1 @@
+"""SyncTalk_2D: one person, lip-synced to any sound."""
