@@ -251,8 +251,11 @@ def pipeline(
 def _model_settings(
     family: str, stage: str | None, profile: str, overrides: list[str] | None
 ) -> tuple[list[str], DataSettings, PersonSettings, FamilySettings]:
-    """Stages to train, and the settings of data, person and family, from `--set config.* train.* filters.* split.* person.*`."""
-    from flows.profiles import SettingsError, parse_overrides
+    """Stages to train, and the settings of data, person and family, from `--set`.
+
+    `train.NAME` is for every stage, `train.STAGE.NAME` for one.
+    """
+    from flows.profiles import SettingsError, overlay, parse_overrides
     from flows.settings import FamilySettings, pipeline_settings
     from models.registry import family as family_named
 
@@ -264,7 +267,10 @@ def _model_settings(
     if unknown:
         raise SettingsError(f"{unknown.pop()}: settings of train start with config, train, filters, split or person")
     settings = pipeline_settings(profile, {name: given[name] for name in about_data if name in given})
-    train = {name: given.get("train", {}) for name in chosen}
+    for_all = given.get("train", {})
+    by_stage = {each.name: for_all[each.name] for each in known.stages if isinstance(for_all.get(each.name), dict)}
+    for_all = {name: value for name, value in for_all.items() if name not in by_stage}
+    train = {name: overlay(for_all, by_stage.get(name, {})) for name in chosen}
     return chosen, settings.data, settings.person, FamilySettings(config=given.get("config", {}), train=train)
 
 

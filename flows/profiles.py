@@ -95,11 +95,13 @@ def resolve(settings: type[SettingsT], *layers: Mapping[str, Any], prefix: str =
 def _readable(settings: type[BaseModel], error: ValidationError, prefix: str) -> str:
     lines = []
     for problem in error.errors():
-        name = prefix + ".".join(str(part) for part in problem["loc"])
+        name = (prefix + ".".join(str(part) for part in problem["loc"])).rstrip(".")
         if problem["type"] == "extra_forbidden":
             lines.append(f"{name}: no such setting; beside it there are: {', '.join(_siblings(settings, problem['loc']))}")
         else:
-            lines.append(f"{name}: {problem['msg']} (got {problem['input']!r})")
+            said = problem["msg"].removeprefix("Value error, ")
+            # A rule about several settings has all of them as its input, and says itself which are at fault.
+            lines.append(f"{name}: {said}" if isinstance(problem["input"], Mapping) else f"{name}: {said} (got {problem['input']!r})")
     return "; ".join(lines)
 
 

@@ -113,7 +113,7 @@ class StartingPoint:
 
         record = read_record(folder)
         run = f"{record['run_id'] or folder}@{record['step']}"
-        note = f"{folder} (stage {record['stage']}, {record['step']} steps, made {record['made']})"
+        note = f"{folder} (stage {record['stage']}, {record['step']} steps{_scores(folder)}, made {record['made']})"
         return cls(folder=folder, run=run, note=f"{note}; {why}" if why else note)
 
 
@@ -160,9 +160,20 @@ def starting_point(
             _how_to_start(family, stage.stage, before, place, others=len(found) - len(here), unlike=len(here), command=first_command)
         )
     differing = {folder: _differences(stage.config.model_dump(mode="json"), record["config"]) for folder, record in fitting}
-    folder, _ = max(fitting, key=lambda entry: (not differing[entry[0]], entry[1]["made"]))
+    # A quick trial must not stand in for the run that was meant: the one that was trained longest goes first.
+    folder, _ = max(fitting, key=lambda entry: (not differing[entry[0]], entry[1]["step"], entry[1]["made"]))
     others = ", ".join(differing[folder])
-    return StartingPoint.at(folder, f"set otherwise there: {others}" if others else "the newest with this configuration")
+    return StartingPoint.at(folder, f"set otherwise there: {others}" if others else "the longest trained with this configuration")
+
+
+def _scores(export: Path) -> str:
+    """The last validation of the run that made an export, for people; empty where none is known."""
+    from tasks.training.request import TrainOutcome
+
+    outcome = TrainOutcome.read(export.parent)
+    found = {} if outcome is None else outcome.metrics
+    scores = [f"{name.removeprefix('validation/')} {value:.3g}" for name, value in sorted(found.items()) if name.startswith("validation/")]
+    return f", {', '.join(scores)}" if scores else ""
 
 
 def _finished(runs: Path, family: str, stage: str) -> list[tuple[Path, dict[str, Any]]]:

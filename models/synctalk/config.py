@@ -157,7 +157,7 @@ class SyncTalkConfig(FamilyConfig):
     def _published_sizes(self) -> Self:
         audio = self.audio
         if audio.ave == "pretrained" and audio.channels != 32:
-            raise ValueError(f"the published encoder has audio.channels=32, got {audio.channels}")
+            raise ValueError(f"the published encoder has 32 channels: set config.audio.channels=32 (it is {audio.channels})")
         return self
 
     @model_validator(mode="after")

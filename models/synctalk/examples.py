@@ -14,9 +14,9 @@ from torch import Tensor
 
 from models.family import Example
 from models.pictures import to_tensor
-from models.synctalk.config import AUDIO_WINDOW, MEL_ROWS, MEL_ROWS_PER_SECOND, Encoder, GeometryConfig
+from models.synctalk.config import AUDIO_WINDOW, MEL_ROWS, MEL_ROWS_PER_SECOND, AudioConfig, GeometryConfig
 from models.synctalk.geometry import Square, cut_core, face_squares, frame_box, mouth_box
-from models.synctalk.mel import mel_spectrogram, mel_windows
+from models.synctalk.mel import SILENCE, mel_spectrogram, mel_windows
 from models.views import FPS, SAMPLES_PER_FRAME, Clip, Image
 
 OFFSETS = 15
@@ -71,7 +71,7 @@ class PaintExamples:
     """Consecutive frames of one clip to paint, another frame to take the looks from, and what is heard; for the stage `unet`."""
 
     geometry: GeometryConfig
-    encoder: Encoder
+    audio: AudioConfig
     frames: int
     """Consecutive frames: as many as the lip-sync judge looks at."""
 
@@ -104,7 +104,7 @@ class PaintExamples:
             "mouths": torch.from_numpy(np.stack([mouth_box(clip.landmarks[i], squares[i], self.geometry) for i in window])),
             "inside": torch.from_numpy(np.stack([frame_box((clip.size, clip.size), squares[i], self.geometry) for i in window])),
             "mel": torch.from_numpy(mel_windows(mel, [start]))[0],
-            **heard(mel, clip.features, self.encoder, window, clip.num_frames),
+            **heard(mel, clip.features, self.audio, window, clip.num_frames),
         }
 
 
@@ -163,29 +163,42 @@ def draw_starts(starts: npt.NDArray[np.int64], count: int, apart: int, rng: np.r
 def heard(
     mel: npt.NDArray[np.float32],
     features: Mapping[str, npt.NDArray[Any]],
-    encoder: Encoder,
+    audio: AudioConfig,
     frames: npt.NDArray[np.int64],
     count: int,
 ) -> dict[str, Tensor]:
     """What the U-Net hears around consecutive frames: rows [first - 8, last + 8) of the clip's sound.
 
-    The same for training and inference. Rows outside of the clip are zero features, which `hears` tells from real ones.
+    The same for training and inference. Beyond the clip the encoder `ave` hears silence, so that a mouth at rest does not twitch where a
+    sound begins and ends; learned features are zero there.
 
     Args:
         mel: the clip's mel rows.
-        features: learned features of the clip by name: float [count, ...].
+        features: learned features of the clip by name: float [count, layers, width].
         frames: int64 [T], consecutive.
         count: frames of the clip.
 
     Returns:
-        `sound`: ave: float32 [T + 15, 1, 80, 16] mel windows; otherwise float32 [T + 15, ...] feature rows. `hears`: bool [T + 15].
+        `sound`: ave: float32 [T + 15, 1, 80, 16] mel windows; otherwise float32 [T + 15, layers, width]. `hears`: bool [T + 15], where
+        `sound` is to be used; zero features elsewhere.
+
+    Raises:
+        ValueError: learned features of another size than the configuration says.
     """
     rows = np.arange(frames[0] - AUDIO_WINDOW // 2, frames[-1] + AUDIO_WINDOW // 2)
     inside = (rows >= 0) & (rows < count)
     nearest = rows.clip(0, count - 1)
-    sound = mel_windows(mel, nearest.tolist()) if encoder == "ave" else np.asarray(features[encoder][nearest], np.float32)
-    sound[~inside] = 0
-    return {"sound": torch.from_numpy(sound), "hears": torch.from_numpy(inside)}
+    if audio.encoder == "ave":
+        sound = mel_windows(mel, nearest.tolist())
+        sound[~inside] = SILENCE
+        return {"sound": torch.from_numpy(sound), "hears": torch.ones(len(rows), dtype=torch.bool)}
+    learned = features[audio.encoder]
+    if learned.shape[1:] != (audio.layers, audio.width):
+        layers, width = learned.shape[1:]
+        raise ValueError(
+            f"the {audio.encoder} features are {layers} layers of {width}: set config.audio.layers={layers} and config.audio.width={width}"
+        )
+    return {"sound": torch.from_numpy(np.asarray(learned[nearest], np.float32)), "hears": torch.from_numpy(inside)}
 
 
 def around(mel: npt.NDArray[np.float32], starts: Sequence[int], windows: int) -> dict[str, Tensor]:

@@ -70,7 +70,7 @@ class SyncTalk(Family):
         if self.stage(stage).name == "syncnet":
             sync = config.sync
             return SyncExamples(geometry=config.geometry, frames=sync.frames, positives=sync.positives, apart=sync.apart)
-        return PaintExamples(geometry=config.geometry, encoder=config.audio.encoder, frames=config.sync.frames)
+        return PaintExamples(geometry=config.geometry, audio=config.audio, frames=config.sync.frames)
 
     def build(self, config: SyncTalkConfig, stage: str, context: BuildContext) -> TrainingModule:
         """See `Family.build`; unet needs `context.start_from`, and `context.face` unless it is resumed."""

@@ -139,7 +139,7 @@ class SyncTalkSynthesizer(Synthesizer):
         mel = mel_spectrogram(np.asarray(driver.audio, np.float32))
         for start in range(0, frames, self.config.synthesis_batch):
             window = np.arange(start, min(frames, start + self.config.synthesis_batch))
-            given = heard(mel, driver.features, encoder, window, frames)
+            given = heard(mel, driver.features, self.config.audio, window, frames)
             with torch.no_grad():
                 sound, hears = given["sound"][None].to(self.device), given["hears"][None].to(self.device)
                 windows = hear(self.syncnet.audio_encoder, sound, hears, self.config)

@@ -135,7 +135,8 @@ def draw_clip(picture: ClipPictures) -> Image:
         heading=[
             Line(text=case.key, colour=INK, size=17),
             Line(
-                text=f"{len(case.face.images)} reference frames, {len(case.targets)} frames of {width}x{height} px{part}", colour=SOFT_INK
+                text=f"{_counted(len(case.face.images), 'reference frame')}, {len(case.targets)} frames of {width}x{height} px{part}",
+                colour=SOFT_INK,
             ),
         ],
         side=PANEL,
@@ -215,3 +216,7 @@ def _panel_size(height: int, width: int) -> tuple[int, int]:
     short = min(max(min(height, width), VIDEO_PANEL[0]), VIDEO_PANEL[1])
     scale, longest = short / min(height, width), short * LONGEST
     return int(min(height * scale, longest) / 2) * 2, int(min(width * scale, longest) / 2) * 2
+
+
+def _counted(count: int, name: str) -> str:
+    return f"{count} {name}" if count == 1 else f"{count} {name}s"

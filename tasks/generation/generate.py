@@ -245,7 +245,9 @@ def _check_driver(family: Family, driver: Path | None, audio: Path | None) -> No
     wants_video = family.driver is DriverKind.LANDMARKS
     wanted, other = ("--driver VIDEO", "--audio") if wants_video else ("--audio FILE", "--driver")
     if (audio if wants_video else driver) is not None:
-        raise GenerationError(f"{family.name} is driven by {'a video' if wants_video else 'sound'}: give {wanted} instead of {other}")
+        both = (driver if wants_video else audio) is not None
+        way_out = f"leave out {other}" if both else f"give {wanted} instead of {other}"
+        raise GenerationError(f"{family.name} is driven by {'a video' if wants_video else 'sound'}: {way_out}")
     if (driver if wants_video else audio) is None:
         raise GenerationError(f"{family.name} is driven by {'a video' if wants_video else 'sound'}: give {wanted}")
 

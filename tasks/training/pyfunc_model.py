@@ -7,7 +7,7 @@ pickled), so that a machine with only requirements.txt can run it:
     model.predict(pandas.DataFrame([{"face": "me.jpg", "driver": "you.mp4", "out": "made.mp4"}]), params={"seed": 1})
 
     model = mlflow.pyfunc.load_model("models:/talking-heads-synctalk@champion")
-    model.predict(pandas.DataFrame([{"face": "me.mp4", "audio": "speech.wav", "out": "made.mp4"}]))
+    model.predict(pandas.DataFrame([{"template": "me.mp4", "audio": "speech.wav", "out": "made.mp4"}]))
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from mlflow.pyfunc import PythonModel, PythonModelContext
 class TalkingHeads(PythonModel):
     """Makes one video for every row.
 
-    Columns: `face` (picture or video; for a family that paints on a template, the template), `out` (mp4 to write), and
+    Columns: `face` (picture or video), or `template`, which is the same under the name that it has where a family paints on it;
+    `out` (mp4 to write); and
     `driver` (video) or `audio` (sound file), whichever the model's family is driven by; paths of files on this machine.
     `params`: `seed`.
     """
@@ -44,9 +45,9 @@ class TalkingHeads(PythonModel):
         rows = []
         for row in model_input.to_dict("records"):
             out = _path(row, "out")
-            face = _path(row, "face")
+            face = _path(row, "face") or _path(row, "template")
             if out is None or face is None:
-                raise ValueError("every row needs the columns face and out")
+                raise ValueError("every row needs the columns out, and face or template")
             seed = int((params or {}).get("seed", 0))
             made = generate(self.model, face=face, driver=_path(row, "driver"), audio=_path(row, "audio"), out=out, seed=seed)
             rows.append({"path": str(made.path), "frames": made.frames})

@@ -263,7 +263,8 @@ def _signature() -> Any:
     return ModelSignature(
         inputs=Schema(
             [
-                ColSpec("string", "face"),
+                ColSpec("string", "face", required=False),
+                ColSpec("string", "template", required=False),
                 ColSpec("string", "driver", required=False),
                 ColSpec("string", "audio", required=False),
                 ColSpec("string", "out"),

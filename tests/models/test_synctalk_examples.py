@@ -15,7 +15,7 @@ CONFIG = tiny_config()
 
 
 def paint(encoder: str = "ave") -> PaintExamples:
-    return PaintExamples(geometry=CONFIG.geometry, encoder=encoder, frames=5)  # type: ignore[arg-type]
+    return PaintExamples(geometry=CONFIG.geometry, audio=CONFIG.audio.model_copy(update={"encoder": encoder}), frames=5)
 
 
 def judge() -> SyncExamples:
@@ -48,17 +48,28 @@ def test_painted_frames_are_consecutive_and_the_reference_is_none_of_them() -> N
 @pytest.mark.parametrize("encoder", ["ave", "wav2vec"])
 def test_what_is_heard_is_the_sound_around_each_frame_and_nothing_beyond_the_clip(encoder: str) -> None:
     source = clip(frames=30, features=True)
+    audio = CONFIG.audio.model_copy(update={"encoder": encoder})
     mel = mel_spectrogram(source.audio)
     rows = mel_windows(mel, range(30)) if encoder == "ave" else source.features["wav2vec"].astype(np.float32)
     for window in (np.arange(0, 5), np.arange(12, 17), np.arange(27, 30)):
-        given = heard(mel, source.features, encoder, window, 30)  # type: ignore[arg-type]
+        given = heard(mel, source.features, audio, window, 30)
         assert given["sound"].shape[0] == given["hears"].shape[0] == len(window) + 15
         for t, frame in enumerate(window):
             for k in range(16):
                 row = frame - 8 + k
                 inside = 0 <= row < 30
-                assert bool(given["hears"][t + k]) == inside
-                np.testing.assert_array_equal(given["sound"][t + k].numpy(), rows[row] if inside else 0)
+                if inside:
+                    np.testing.assert_array_equal(given["sound"][t + k].numpy(), rows[row])
+                elif encoder == "ave":
+                    assert (given["sound"][t + k] == -4).all(), "silence, as of a sound that has not begun"
+                assert bool(given["hears"][t + k]) == (inside or encoder == "ave")
+
+
+def test_features_of_another_size_name_the_settings() -> None:
+    source = clip(frames=30, features=True)
+    audio = CONFIG.audio.model_copy(update={"encoder": "wav2vec", "layers": 12, "width": 768})
+    with pytest.raises(ValueError, match=r"config\.audio\.layers=2 and config\.audio\.width=16"):
+        heard(mel_spectrogram(source.audio), source.features, audio, np.arange(5), 30)
 
 
 def test_windows_without_a_face_are_never_drawn() -> None:

@@ -130,19 +130,20 @@ def test_what_is_heard_changes_with_the_sound_and_rests_in_silence(model: SyncTa
     model.unet = Listener()  # type: ignore[assignment]
     source = clip(frames=1)
     face = Face(images=source.read_frames([0]), landmarks=source.landmarks)
-    inside = slice(8, -8)  # the first and last frames hear where the sound begins and ends
     for audio, moves in ((clip(frames=42).audio, True), (np.zeros(42 * SAMPLES_PER_FRAME, np.float32), False)):
         heard.clear()
         made = list(model.synthesize(face, Driver(audio=audio)))
         windows = torch.cat(heard)
         assert len(windows) == len(made) == 42
-        change = windows[inside].diff(dim=0).abs().amax(dim=(1, 2))
+        change = windows.diff(dim=0).abs().amax(dim=(1, 2))
+        # In silence nothing changes from the first frame to the last: a mouth at rest does not twitch where the sound begins and ends.
         assert bool((change > 1e-6).all()) == moves
+        assert moves or float(change.max()) < 1e-5
 
 
 def test_training_and_inference_cut_the_same_pixels(model: SyncTalkSynthesizer) -> None:
     source = clip(frames=30)
-    example = PaintExamples(geometry=CONFIG.geometry, encoder="ave", frames=5)(source, np.random.default_rng(3))
+    example = PaintExamples(geometry=CONFIG.geometry, audio=CONFIG.audio, frames=5)(source, np.random.default_rng(3))
     case = FAMILY.evaluation_case(CONFIG, source)
     assert case.face.template is not None
     squares = face_squares(case.face.template.landmarks, CONFIG.geometry.smoothing)

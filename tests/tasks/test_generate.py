@@ -258,9 +258,9 @@ def bad_inputs(tmp_path: Path) -> dict[str, tuple[dict, str]]:
         "driver is missing": ({"driver": tmp_path / "gone.mp4"}, "does not exist"),
         "sound for a family of landmarks": (
             {"driver": None, "audio": blank},
-            "discs is driven by a video: give --driver VIDEO instead of --audio",
+            "discs is driven by a video: give --driver VIDEO leave out --audio",
         ),
-        "both drivers": ({"audio": blank}, "instead of --audio"),
+        "both drivers": ({"audio": blank}, "leave out --audio"),
         "no driver": ({"driver": None}, "discs is driven by a video: give --driver VIDEO"),
         "no references": ({"references": 0}, "at least 1"),
         "odd size": ({"size": 97}, "must be even"),
@@ -552,7 +552,7 @@ def test_pyfunc_rows_for_sound(tmp_path, template, monkeypatch):
     rows = pandas.DataFrame(
         [
             {"face": str(template), "driver": None, "audio": str(sound), "out": str(tmp_path / "1.mp4")},
-            {"face": str(template), "driver": float("nan"), "audio": str(sound), "out": str(tmp_path / "2.mp4")},
+            {"template": str(template), "driver": float("nan"), "audio": str(sound), "out": str(tmp_path / "2.mp4")},
         ]
     )
     made = loaded.predict(None, rows, params={"seed": 1})
