@@ -258,7 +258,7 @@ def bad_inputs(tmp_path: Path) -> dict[str, tuple[dict, str]]:
         "driver is missing": ({"driver": tmp_path / "gone.mp4"}, "does not exist"),
         "sound for a family of landmarks": (
             {"driver": None, "audio": blank},
-            "discs is driven by a video: give --driver VIDEO leave out --audio",
+            "discs is driven by a video: give --driver VIDEO instead of --audio",
         ),
         "both drivers": ({"audio": blank}, "leave out --audio"),
         "no driver": ({"driver": None}, "discs is driven by a video: give --driver VIDEO"),
