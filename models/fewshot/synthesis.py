@@ -11,12 +11,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from models.exports import load_network
 from models.family import Driver, Face, Synthesizer
 from models.fewshot.config import FewShotConfig
 from models.fewshot.examples import frames_of, to_image, to_network
 from models.fewshot.networks import Embedder, Generator
 from models.fewshot.raster import draw, resize_image, scale_points
-from models.fewshot.training import CONFIG_FILE, PERSON_FILE, load_network
+from models.fewshot.training import CONFIG_FILE, PERSON_FILE
 from models.pictures import to_tensor
 from models.views import Image, Points
 
@@ -49,8 +50,8 @@ class FewShotSynthesizer(Synthesizer):
         config = FewShotConfig.model_validate(content["config"])
         embedder = Embedder(config.network, config.losses.resolved().pooling)
         generator = Generator(config.network)
-        load_network(embedder, folder, "embedder")
-        load_network(generator, folder, "generator")
+        load_network(embedder, folder, "embedder", "fewshot")
+        load_network(generator, folder, "generator", "fewshot")
         person = folder / PERSON_FILE
         psi = load_file(person)["psi"] if person.is_file() else None
         return cls(config, embedder, generator, device, psi)

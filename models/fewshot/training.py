@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.averaging import update_average, warm_decay
+from models.exports import load_network, save_network
 from models.family import Batch, BuildContext, TrainingModule
 from models.fewshot import losses
 from models.fewshot.config import FewShotConfig
@@ -139,8 +139,7 @@ class FewShotModule(TrainingModule):
     def save_networks(self, folder: Path, networks: Mapping[str, nn.Module], **extra: Any) -> None:
         """Write each network as safetensors, and config.json."""
         for name, network in networks.items():
-            state = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
-            save_file(state, folder / f"{name}.safetensors")
+            save_network(folder, name, network)
         content = {"family": "fewshot", "config": self.config.model_dump(mode="json"), **extra}
         (folder / CONFIG_FILE).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
 
@@ -151,7 +150,7 @@ class FewShotModule(TrainingModule):
             ValueError: they belong to another configuration.
         """
         for name in NETWORK_FILES:
-            load_network(self.get_submodule(name), folder, name)
+            load_network(self.get_submodule(name), folder, name, "fewshot")
         self.average_generator.load_state_dict(self.generator.state_dict())
 
 
@@ -298,19 +297,3 @@ def held_still(network: nn.Module) -> Iterator[None]:
     finally:
         for parameter in parameters:
             parameter.requires_grad_(True)
-
-
-def load_network(network: nn.Module, folder: Path, name: str) -> None:
-    """Load `folder/<name>.safetensors`.
-
-    Raises:
-        FileNotFoundError: the folder is no export of this family.
-        ValueError: the file belongs to another configuration.
-    """
-    path = folder / f"{name}.safetensors"
-    if not path.is_file():
-        raise FileNotFoundError(f"{folder} is no exported fewshot model: it has no {path.name}")
-    try:
-        network.load_state_dict(load_file(path))
-    except RuntimeError as error:
-        raise ValueError(f"{path} belongs to another configuration: {str(error).splitlines()[1].strip()}") from error

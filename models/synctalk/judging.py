@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from models.averaging import update_average, warm_decay
+from models.exports import save_network
 from models.family import Batch, BuildContext, TrainingModule
 from models.layout import lay_channels_last
 from models.pictures import labelled_grid
@@ -208,27 +208,6 @@ def to_image(pictures: Tensor) -> Image:
 
     pixels = (pictures.detach().float().clamp(0, 1) * 255).round().to(torch.uint8)
     return np.ascontiguousarray(np.moveaxis(pixels.cpu().numpy(), -3, -1))
-
-
-def save_network(folder: Path, name: str, network: nn.Module) -> None:
-    """Write `folder/<name>.safetensors`."""
-    save_file({key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}, folder / f"{name}.safetensors")
-
-
-def load_network(network: nn.Module, folder: Path, name: str) -> None:
-    """Read `folder/<name>.safetensors`.
-
-    Raises:
-        FileNotFoundError: the folder is no export of this family.
-        ValueError: the file belongs to another configuration.
-    """
-    path = folder / f"{name}.safetensors"
-    if not path.is_file():
-        raise FileNotFoundError(f"{folder} is no exported synctalk model: it has no {path.name}")
-    try:
-        network.load_state_dict(load_file(path))
-    except RuntimeError as error:
-        raise ValueError(f"{path} belongs to another configuration: {str(error).splitlines()[1].strip()}") from error
 
 
 def write_config(folder: Path, config: SyncTalkConfig, **extra: Any) -> None:

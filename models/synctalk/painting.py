@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from models.averaging import update_average, warm_decay
+from models.exports import load_network, save_network
 from models.family import Batch, BuildContext, Face, TrainingModule
 from models.layout import lay_channels_last
 from models.pictures import labelled_grid, to_tensor
 from models.synctalk.config import AUDIO_WINDOW, OptimizerConfig, SyncTalkConfig
 from models.synctalk.geometry import closed_mouth, cut_core, face_squares, masked
-from models.synctalk.judging import load_network, look, save_network, to_image, write_config
+from models.synctalk.judging import look, to_image, write_config
 from models.synctalk.losses import build_perceptual_loss
 from models.synctalk.networks import SyncNet, UNet
 from models.synctalk.synthesis import SyncTalkSynthesizer
@@ -46,7 +47,7 @@ class SyncTalkPainter(TrainingModule):
         if context.start_from is None:
             raise ValueError("synctalk's stage unet starts from the export of its stage syncnet: train that first, or give --start-from")
         syncnet = SyncNet(config).eval().requires_grad_(False)
-        load_network(syncnet, context.start_from, "syncnet")
+        load_network(syncnet, context.start_from, "syncnet", "synctalk")
         lay_channels_last(syncnet).to(context.device)
         self._frozen = Frozen(syncnet)
         self._perceptual = (build_perceptual_loss(config.losses, context.weights).to(context.device),)

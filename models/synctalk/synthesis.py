@@ -12,12 +12,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from models.exports import load_network
 from models.family import Driver, Face, Synthesizer, Template, ping_pong
 from models.pictures import to_tensor
 from models.synctalk.config import SyncTalkConfig
 from models.synctalk.examples import OFFSETS, frames_of_sound, heard, usable_starts
 from models.synctalk.geometry import cut_core, face_outlines, face_squares, masked, paste
-from models.synctalk.judging import load_network, look, read_config, to_image
+from models.synctalk.judging import look, read_config, to_image
 from models.synctalk.mel import mel_spectrogram, mel_windows
 from models.synctalk.networks import SyncNet, UNet, folded
 from models.views import Image, Points
@@ -52,7 +53,7 @@ class SyncTalkSynthesizer(Synthesizer):
         unet, syncnet, person = UNet(config), SyncNet(config), nn.Module()
         person.register_buffer("reference", torch.zeros(3, config.geometry.core, config.geometry.core, dtype=torch.uint8))
         for name, network in (("unet", unet), ("syncnet", syncnet), ("person", person)):
-            load_network(network.requires_grad_(False), folder, name)
+            load_network(network.requires_grad_(False), folder, name, "synctalk")
         return cls(config, unet, syncnet, person.get_buffer("reference"), device)
 
     def synthesize(self, face: Face, driver: Driver, *, seed: int = 0) -> Iterator[Image]:
