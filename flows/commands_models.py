@@ -59,7 +59,7 @@ def train(
         typer.Option(
             "--start-from",
             help="What the first stage starts from: an exported folder, models:/NAME@ALIAS, runs:/RUN/model_files/export, or none. "
-            "Otherwise a stage that follows another takes that one's newest finished run on this dataset.",
+            "Otherwise a stage that follows another takes that one's longest finished run on this dataset.",
         ),
     ] = None,
     profile: ProfileOption = "default",

@@ -126,10 +126,10 @@ def starting_point(
     *,
     first_command: Sequence[str] = (),
 ) -> StartingPoint | None:
-    """What a stage starts from: what is given, else the newest finished run of the stage before it on this dataset.
+    """What a stage starts from: what is given, else the longest finished run of the stage before it on this dataset.
 
-    A run counts whose networks are this configuration's; one of the very same configuration goes before newer ones, and
-    otherwise the note says what was set otherwise. None where the stage follows no other, or nothing is wanted (`NOWHERE`).
+    A run counts whose networks are this configuration's; one of the very same configuration goes before all others, then the one
+    with more steps, then the newer. Where its settings differ, the note says which. None where the stage follows no other, or nothing is wanted (`NOWHERE`).
 
     Args:
         given: an exported folder, a registry or run URI, or `NOWHERE`.

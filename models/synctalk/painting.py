@@ -188,7 +188,7 @@ def hear(encoder: nn.Module, sound: Tensor, hears: Tensor, config: SyncTalkConfi
         sound: [B, T + 15, ...], `hears`: bool [B, T + 15].
 
     Returns:
-        float32 [B T, 16, ...]: rows i - 8 .. i + 7 of every frame i, zero where the clip has none.
+        float32 [B T, 16, ...]: rows i - 8 .. i + 7 of every frame i, zero where `hears` is False.
     """
     if config.audio.encoder == "ave":
         with torch.no_grad():

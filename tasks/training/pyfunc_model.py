@@ -25,9 +25,8 @@ class TalkingHeads(PythonModel):
     """Makes one video for every row.
 
     Columns: `face` (picture or video), or `template`, which is the same under the name that it has where a family paints on it;
-    `out` (mp4 to write); and
-    `driver` (video) or `audio` (sound file), whichever the model's family is driven by; paths of files on this machine.
-    `params`: `seed`.
+    `out` (mp4 to write); and `driver` (video) or `audio` (sound file), whichever the model's family is driven by. All are paths
+    of files on this machine. `params`: `seed`.
     """
 
     def load_context(self, context: PythonModelContext) -> None:

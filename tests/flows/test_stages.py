@@ -120,6 +120,7 @@ def run_of(
     made: str = "2026-01-01T00:00:00+00:00",
     fingerprint: str,
     status: str = "finished",
+    steps: int = 7,
     **config: Any,
 ) -> Path:
     """A run folder as training leaves it."""
@@ -130,12 +131,12 @@ def run_of(
         "stage": stage,
         "config": MouthConfig(**config).model_dump(mode="json"),
         "run_id": name,
-        "step": 7,
+        "step": steps,
         "made": made,
         "dataset": {"fingerprint": fingerprint},
     }
     (folder / "export" / "run.json").write_text(json.dumps(record))
-    outcome = {"status": status, "step": 7, "folder": str(folder), "export": None, "checkpoint": None, "metrics": {}}
+    outcome = {"status": status, "step": steps, "folder": str(folder), "export": None, "checkpoint": None, "metrics": {}}
     (folder / "outcome.json").write_text(json.dumps(outcome))
     return folder / "export"
 
@@ -169,6 +170,10 @@ def test_a_stage_starts_from_the_newest_fitting_run_of_the_stage_before(dataset:
     found = start_of(place, dataset)
     assert found is not None
     assert (found.folder, found.run) == (exact, "new@7"), "the same configuration goes before a newer run of another"
+    run_of(place, "trial", fingerprint=here, made="2026-07-01T00:00:00+00:00", steps=2)
+    found = start_of(place, dataset)
+    assert found is not None
+    assert found.folder == exact, "a quick trial does not stand in for the run that was meant"
 
 
 def test_what_is_given_is_taken_where_it_is_a_model_of_the_family(dataset: Dataset, tmp_path: Path) -> None:
