@@ -129,7 +129,8 @@ def starting_point(
     """What a stage starts from: what is given, else the longest finished run of the stage before it on this dataset.
 
     A run counts whose networks are this configuration's; one of the very same configuration goes before all others, then the one
-    with more steps, then the newer. Where its settings differ, the note says which. None where the stage follows no other, or nothing is wanted (`NOWHERE`).
+    with more steps, then the newer. Where its settings differ, the note says which. None where the stage follows no other, or nothing is
+    wanted (`NOWHERE`).
 
     Args:
         given: an exported folder, a registry or run URI, or `NOWHERE`.
